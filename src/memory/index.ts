@@ -1,0 +1,4 @@
+/** Arenas, regions and the netmap objects in them. */
+export * from './arena.ts';
+export * from './objects.ts';
+export * from './region.ts';

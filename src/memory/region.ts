@@ -1,0 +1,178 @@
+/**
+ * Regions: one memory file laid out as netmap's allocator lays out its own: a pool of netmap_if, a pool of rings, a pool
+ * of buffers (sys/dev/netmap/netmap_mem2.c). The memdev registers report the pools' offsets, counts and sizes, and a
+ * guest computes every address from them. A region belongs to one trust domain.
+ */
+import { NETMAP_FIRST_BUF, netmap_if, netmap_ring, netmap_slot } from '../abi/index.ts';
+import { closeFd, memfd } from '../os/index.ts';
+import type { ArenaSpace } from './arena.ts';
+import { pageRound } from './arena.ts';
+
+/** What a region must hold. */
+export interface RegionConfig {
+  /** Name for /proc/PID/maps and messages. */
+  readonly name: string;
+  /** netmap_if objects: one per registration. */
+  readonly interfaces: number;
+  /** Rings in all, host rings not counted (they have none here). */
+  readonly rings: number;
+  /** Slots of the longest ring. */
+  readonly slots: number;
+  /** Buffers usable in slots and extra lists (the two reserved ones come on top). */
+  readonly buffers: number;
+  /** Bytes of a buffer, a multiple of 64, at most 65,472. */
+  readonly bufSize: number;
+}
+
+/** One pool as the memdev's registers give it. */
+export interface Pool {
+  /** Byte offset of object 0 in the region. */
+  readonly ofs: number;
+  readonly objnum: number;
+  readonly objsz: number;
+}
+
+export interface RegionLayout {
+  readonly ifPool: Pool;
+  readonly ringPool: Pool;
+  readonly bufPool: Pool;
+  /** Bytes of the region's file, a multiple of the page size. */
+  readonly size: number;
+}
+
+/** Bytes of a ring with its slots, aligned as netmap_ring is. */
+const ringBytes = (slots: number): number => Math.ceil((netmap_ring.size + slots * netmap_slot.size) / 128) * 128;
+
+/**
+ * Lays out a region.
+ *
+ * A netmap_if object is made as large as a ring: ring_ofs of host rings has to be 0, so a guest that opens a host ring
+ * writes a ring over its netmap_if (shared/abi.md 3.1), and that must not reach anything else.
+ */
+export function regionLayout(config: RegionConfig): RegionLayout {
+  const { bufSize, slots, rings, interfaces, buffers } = config;
+  if (bufSize % 64 !== 0 || bufSize < 64 || bufSize > 65472) {
+    throw new RangeError(`buffer size ${bufSize}: must be a multiple of 64 from 64 to 65472`);
+  }
+  const objsz = ringBytes(slots);
+  if (objsz < netmap_if.size + 8 * (rings + 2)) throw new RangeError(`${slots} slots are too few for ${rings} rings`);
+  const ifPool = { ofs: 0, objnum: interfaces, objsz };
+  const ringPool = { ofs: pageRound(interfaces * objsz), objnum: rings, objsz };
+  const bufPool = {
+    ofs: ringPool.ofs + pageRound(rings * objsz),
+    objnum: buffers + NETMAP_FIRST_BUF,
+    objsz: bufSize,
+  };
+  return { ifPool, ringPool, bufPool, size: bufPool.ofs + pageRound(bufPool.objnum * bufSize) };
+}
+
+/** A region has no object of a kind left. */
+export class RegionFullError extends Error {
+  constructor(region: string, what: string, wanted: number, free: number) {
+    super(`region "${region}" has ${free} free ${what}, ${wanted} wanted: give the region more in its configuration`);
+    this.name = 'RegionFullError';
+  }
+}
+
+/** Hands out object numbers of one pool, lowest first. */
+class ObjectPool {
+  readonly #region: string;
+  readonly #what: string;
+  #free: number[];
+
+  constructor(region: string, what: string, first: number, end: number) {
+    this.#region = region;
+    this.#what = what;
+    this.#free = Array.from({ length: Math.max(0, end - first) }, (_, i) => end - 1 - i);
+  }
+
+  take(n: number): number[] {
+    if (n > this.#free.length) throw new RegionFullError(this.#region, this.#what, n, this.#free.length);
+    return this.#free.splice(this.#free.length - n, n).toReversed();
+  }
+
+  give(objects: readonly number[]): void {
+    this.#free = [...this.#free, ...objects].sort((a, b) => b - a);
+  }
+
+  get free(): number {
+    return this.#free.length;
+  }
+}
+
+/**
+ * A region: its file, where it is mapped, and which of its objects are handed out. Lives on the control thread.
+ * The file is sealed against shrinking and growing before anyone gets it (R1).
+ */
+export class Region {
+  readonly name: string;
+  readonly memId: number;
+  readonly fd: number;
+  readonly layout: RegionLayout;
+  readonly #interfaces: ObjectPool;
+  readonly #rings: ObjectPool;
+  readonly #buffers: ObjectPool;
+  readonly #mappings = new Map<ArenaSpace, number>();
+
+  /** @param memId identifier of the region, 1 to 65535 (HOSTMEMID, MEMID) */
+  constructor(config: RegionConfig, memId: number) {
+    this.name = config.name;
+    this.memId = memId;
+    this.layout = regionLayout(config);
+    this.#interfaces = new ObjectPool(config.name, 'interfaces', 0, config.interfaces);
+    this.#rings = new ObjectPool(config.name, 'rings', 0, config.rings);
+    this.#buffers = new ObjectPool(config.name, 'buffers', NETMAP_FIRST_BUF, this.layout.bufPool.objnum);
+    this.fd = memfd(`ptnet:${config.name}`, this.layout.size);
+  }
+
+  /** Maps the region into an arena, once; returns its offset there. */
+  mapInto(space: ArenaSpace): number {
+    const known = this.#mappings.get(space);
+    if (known !== undefined) return known;
+    const ofs = space.alloc(this.layout.size);
+    space.arena.mapFile(ofs, this.layout.size, this.fd, 0);
+    this.#mappings.set(space, ofs);
+    return ofs;
+  }
+
+  /** Takes a netmap_if object: its byte offset in the region. */
+  takeInterface(): number {
+    return this.layout.ifPool.ofs + this.#interfaces.take(1)[0]! * this.layout.ifPool.objsz;
+  }
+
+  /** Takes n rings: their byte offsets in the region. */
+  takeRings(n: number): number[] {
+    const { ofs, objsz } = this.layout.ringPool;
+    return this.#rings.take(n).map((i) => ofs + i * objsz);
+  }
+
+  /** Takes n buffers: their indexes. */
+  takeBuffers(n: number): number[] {
+    return this.#buffers.take(n);
+  }
+
+  giveInterface(ofs: number): void {
+    this.#interfaces.give([(ofs - this.layout.ifPool.ofs) / this.layout.ifPool.objsz]);
+  }
+
+  giveRings(offsets: readonly number[]): void {
+    const { ofs, objsz } = this.layout.ringPool;
+    this.#rings.give(offsets.map((o) => (o - ofs) / objsz));
+  }
+
+  giveBuffers(indexes: readonly number[]): void {
+    this.#buffers.give(indexes);
+  }
+
+  /** Objects not handed out. */
+  get free(): { interfaces: number; rings: number; buffers: number } {
+    return { interfaces: this.#interfaces.free, rings: this.#rings.free, buffers: this.#buffers.free };
+  }
+
+  /** Unmaps the region everywhere here and closes its file. Its pages go back when no guest maps it any more. */
+  close(): void {
+    for (const [space, ofs] of this.#mappings) space.free(ofs);
+    this.#mappings.clear();
+    closeFd(this.fd);
+  }
+}

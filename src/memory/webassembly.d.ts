@@ -1,0 +1,21 @@
+/** The little of WebAssembly's JavaScript interface that is used here (it is part of TypeScript's browser library only). */
+export {};
+
+declare global {
+  namespace WebAssembly {
+    class Memory {
+      constructor(descriptor: { initial: number; maximum: number; shared: true });
+      readonly buffer: SharedArrayBuffer;
+    }
+    interface Module {
+      readonly brand: 'WebAssembly.Module';
+    }
+    const Module: new (bytes: Uint8Array) => Module;
+    class Instance {
+      constructor(module: Module, imports: Record<string, Record<string, unknown>>);
+      readonly exports: Record<string, unknown>;
+    }
+    /** What a trap throws. */
+    class RuntimeError extends Error {}
+  }
+}

@@ -1,0 +1,196 @@
+/** Event descriptors: eventfd, timerfd, epoll, poll. */
+import { readlinkSync } from 'node:fs';
+import koffi from 'koffi';
+import { errno, SysError } from './errno.ts';
+import { addressOf, check, lastErrno, libc, scratch } from './libc.ts';
+
+const EFD_CLOEXEC = 0x80000;
+const EFD_NONBLOCK = 0x800;
+const O_NONBLOCK = 0x800;
+const F_GETFL = 3;
+const F_SETFL = 4;
+const F_DUPFD_CLOEXEC = 1030;
+const EPOLL_CLOEXEC = 0x80000;
+const EPOLL_CTL_ADD = 1;
+const EPOLL_CTL_DEL = 2;
+export const EPOLLIN = 1;
+export const EPOLLOUT = 4;
+export const EPOLLERR = 8;
+export const EPOLLHUP = 0x10;
+export const EPOLLRDHUP = 0x2000;
+export const EPOLLET = 0x80000000;
+export const POLLIN = 1;
+export const POLLOUT = 4;
+export const POLLERR = 8;
+export const POLLHUP = 0x10;
+
+const one = scratch(8);
+one.view.setBigUint64(0, 1n, true);
+const eight = scratch(8);
+
+/** A new eventfd, non-blocking, close-on-exec, counter 0. */
+export function eventfd(): number {
+  return check(libc.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), 'eventfd');
+}
+
+/** Adds 1 to an eventfd. Returns 0, or the errno (EAGAIN: the counter is full). Never throws: for hot loops. */
+export function eventfdSignal(fd: number): number {
+  return libc.write(fd, one.address, 8) === 8 ? 0 : lastErrno();
+}
+
+/** Reads and clears an eventfd or timerfd. Returns the counter, 0 if there was none (non-blocking descriptors). */
+export function eventfdRead(fd: number): bigint {
+  if (libc.read(fd, eight.address, 8) === 8) return eight.view.getBigUint64(0, true);
+  const e = lastErrno();
+  if (e === errno.EAGAIN || e === errno.EINTR) return 0n;
+  throw new SysError(`read(fd ${fd})`, e);
+}
+
+/** Whether a descriptor, whoever sent it, is really an eventfd (R15). */
+export function isEventfd(fd: number): boolean {
+  try {
+    return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[eventfd]';
+  } catch {
+    return false;
+  }
+}
+
+export function setNonblocking(fd: number): void {
+  const flags = check(libc.fcntl(fd, F_GETFL, 0), `fcntl(fd ${fd}, F_GETFL)`);
+  check(libc.fcntl(fd, F_SETFL, flags | O_NONBLOCK), `fcntl(fd ${fd}, F_SETFL)`);
+}
+
+/** A duplicate descriptor, close-on-exec. */
+export function dup(fd: number): number {
+  return check(libc.fcntl(fd, F_DUPFD_CLOEXEC, 0), `fcntl(fd ${fd}, F_DUPFD_CLOEXEC)`);
+}
+
+/** Closes a descriptor; negative ones are ignored, errors too (nothing is to be done about them). */
+export function closeFd(fd: number): void {
+  if (fd >= 0) libc.close(fd);
+}
+
+/** A timerfd on the monotonic clock, non-blocking. */
+export function timerfd(): number {
+  return check(libc.timerfd_create(1, 0x80800), 'timerfd_create');
+}
+
+const itimerspec = scratch(32);
+/** Arms a timerfd to fire once after `ms` milliseconds (0 disarms it). */
+export function timerfdSet(fd: number, ms: number): void {
+  itimerspec.view.setBigInt64(16, BigInt(Math.floor(ms / 1000)), true);
+  itimerspec.view.setBigInt64(24, BigInt(Math.floor((ms % 1000) * 1e6)), true);
+  check(libc.timerfd_settime(fd, 0, itimerspec.address, 0), 'timerfd_settime');
+}
+
+/** An epoll instance. `wait` allocates nothing. */
+export class Epoll {
+  readonly fd: number;
+  readonly #max: number;
+  readonly #events: ReturnType<typeof scratch>;
+  readonly #one = scratch(12);
+
+  /** @param max most events returned by one wait */
+  constructor(max = 64) {
+    this.fd = check(libc.epoll_create1(EPOLL_CLOEXEC), 'epoll_create1');
+    this.#max = max;
+    this.#events = scratch(12 * max); // struct epoll_event is packed on x86-64: events u32, data u64
+  }
+
+  /** Watches a descriptor. `data`: a 32-bit number that `data(i)` gives back. */
+  add(fd: number, events: number, data: number): void {
+    this.#one.view.setUint32(0, events, true);
+    this.#one.view.setUint32(4, data, true);
+    check(libc.epoll_ctl(this.fd, EPOLL_CTL_ADD, fd, this.#one.address), `epoll_ctl(ADD, fd ${fd})`);
+  }
+
+  remove(fd: number): void {
+    check(libc.epoll_ctl(this.fd, EPOLL_CTL_DEL, fd, 0), `epoll_ctl(DEL, fd ${fd})`);
+  }
+
+  /** Waits for events: -1 ms for ever. Returns their number; an interrupted wait gives 0. */
+  wait(timeoutMs: number): number {
+    const n = libc.epoll_wait(this.fd, this.#events.address, this.#max, timeoutMs);
+    if (n < 0) {
+      const e = lastErrno();
+      if (e === errno.EINTR) return 0;
+      throw new SysError('epoll_wait', e);
+    }
+    return n;
+  }
+
+  events(i: number): number {
+    return this.#events.view.getUint32(12 * i, true);
+  }
+
+  data(i: number): number {
+    return this.#events.view.getUint32(12 * i + 4, true);
+  }
+
+  close(): void {
+    closeFd(this.fd);
+  }
+}
+
+/** A fixed set of descriptors for poll(2), reusable without allocation. */
+export class PollSet {
+  readonly #pollfds: Uint8Array;
+  readonly #view: DataView;
+  readonly #address: number;
+  readonly length: number;
+
+  constructor(fds: readonly { fd: number; events: number }[]) {
+    this.length = fds.length;
+    this.#pollfds = new Uint8Array(new ArrayBuffer(8 * Math.max(1, fds.length)));
+    this.#view = new DataView(this.#pollfds.buffer);
+    this.#address = addressOf(this.#pollfds);
+    fds.forEach(({ fd, events }, i) => {
+      this.#view.setInt32(8 * i, fd, true);
+      this.#view.setInt16(8 * i + 4, events, true);
+    });
+  }
+
+  /** Changes what is waited for on entry i; a negative fd makes poll ignore it. */
+  set(i: number, fd: number, events: number): void {
+    this.#view.setInt32(8 * i, fd, true);
+    this.#view.setInt16(8 * i + 4, events, true);
+  }
+
+  /** Waits; returns the number of ready entries (0 on time-out or interruption). Blocks the thread. */
+  poll(timeoutMs: number): number {
+    const n = libc.poll(this.#address, this.length, timeoutMs);
+    if (n < 0) {
+      const e = lastErrno();
+      if (e === errno.EINTR) return 0;
+      throw new SysError('poll', e);
+    }
+    return n;
+  }
+
+  revents(i: number): number {
+    return this.#view.getInt16(8 * i + 6, true);
+  }
+}
+
+export interface Watch {
+  /** Changes what is watched. */
+  update(interest: { readable: boolean; writable: boolean }): void;
+  close(): void;
+}
+
+/**
+ * Watches a descriptor on this thread's event loop (level-triggered). A watch keeps the loop alive until closed.
+ * Close the watch before the descriptor.
+ */
+export function watch(
+  fd: number,
+  interest: { readable: boolean; writable: boolean },
+  onReady: (ready: { readable: boolean; writable: boolean }) => void,
+): Watch {
+  const callback = (_status: number, ev: { readable: boolean; writable: boolean }): void => onReady(ev);
+  const handle = koffi.node.poll(fd, interest, callback as never);
+  return {
+    update: (next) => (next.readable || next.writable ? handle.start(next, callback as never) : handle.stop()),
+    close: () => handle.close(),
+  };
+}

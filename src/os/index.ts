@@ -1,0 +1,6 @@
+/** Native calls, through koffi, and nothing else of ours. Errors are `SysError`: errno and what was attempted. */
+export * from './errno.ts';
+export * from './events.ts';
+export * from './memory.ts';
+export * from './process.ts';
+export * from './sockets.ts';
