@@ -8,9 +8,17 @@
  */
 import type { Views } from '../abi/index.ts';
 import { views } from '../abi/index.ts';
-import { bufferAddress, mapAnonymousFixed, mapFixed, PAGE_SIZE, PROT_NONE, PROT_READ, PROT_WRITE } from '../os/index.ts';
+import {
+  bufferAddress,
+  mapAnonymousFixed,
+  mapFixed,
+  PAGE_SIZE,
+  PROT_NONE,
+  PROT_READ,
+  PROT_WRITE,
+} from '../os/index.ts';
+import { WASM_PAGE } from './webassembly.ts';
 
-const WASM_PAGE = 65536;
 /** Largest arena: what 32-bit WebAssembly can address. */
 export const ARENA_BYTES = 4 * 2 ** 30;
 
@@ -63,7 +71,9 @@ export class Arena {
 
   #check(ofs: number, bytes: number): void {
     if (!(ofs >= 0 && bytes > 0 && ofs + bytes <= this.bytes && ofs % PAGE_SIZE === 0 && bytes % PAGE_SIZE === 0)) {
-      throw new RangeError(`arena range ${ofs} + ${bytes} is not page aligned or leaves the arena (${this.bytes} bytes)`);
+      throw new RangeError(
+        `arena range ${ofs} + ${bytes} is not page aligned or leaves the arena (${this.bytes} bytes)`,
+      );
     }
   }
 }

@@ -164,7 +164,8 @@ export class MessageSocket {
    * Returns the bytes written, 0 if the socket is full. @throws SysError, EPIPE included
    */
   send(bytes: Uint8Array, fds: readonly number[] = []): number {
-    if (fds.length > SCM_MAX_FD) throw new RangeError(`${fds.length} descriptors in one message, at most ${SCM_MAX_FD}`);
+    if (fds.length > SCM_MAX_FD)
+      throw new RangeError(`${fds.length} descriptors in one message, at most ${SCM_MAX_FD}`);
     this.#setIov(bytes);
     if (fds.length > 0) {
       this.#control.view.setBigUint64(0, BigInt(CMSG_HEADER + 4 * fds.length), true);

@@ -1,5 +1,7 @@
 /** The little of WebAssembly's JavaScript interface that is used here (it is part of TypeScript's browser library only). */
-export {};
+
+/** Bytes of a WebAssembly page. */
+export const WASM_PAGE = 65536;
 
 declare global {
   namespace WebAssembly {
