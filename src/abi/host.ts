@@ -1,11 +1,12 @@
 /**
- * Host-private state of the datapath, as it lies in an arena outside every region (shared/design.md 4). Control code
+ * Host-private state of the datapath, as it lies in an arena outside every region (design, section 4). Control code
  * fills these before the datapath sees them; afterwards the domain's datapath thread is their only writer, and
  * others only read counters. Addresses are byte offsets in the arena (unsigned 32 bits).
  *
- * Struct sizes are multiples of 64 (cache lines).
+ * Struct sizes are multiples of 64 (cache lines), but for the entries of tables. Every struct starts out zeroed.
  */
 import { struct } from './layout.ts';
+import { NETMAP_MAX_FRAGS, NM_BDG_HASH, NM_BDG_MAXPORTS, NM_BDG_MAXRINGS } from './netmap.ts';
 
 /** Kinds of domain. */
 export const DOMAIN_VALE = 1;
@@ -16,7 +17,10 @@ export const KRING_RUNNING = 1;
 
 /**
  * One ring as the host sees it: netmap's netmap_kring. Names: hwcur/hwtail are private truth, rhead/rcur the last
- * checked copies of the application's head and cur.
+ * checked copies of the application's head and cur, rtail and pub_hwcur what was last written to ktoa.
+ *
+ * Control code fills ring to ring_id and calls krReset; before each krStart it fills atok and ktoa. The rest is the
+ * datapath's.
  */
 export const kring = struct('kring', 256, {
   /** Arena address of the netmap_ring (its slots are at + netmap_ring.size). */
@@ -40,55 +44,114 @@ export const kring = struct('kring', 256, {
   hwtail: [48, 'u32'],
   rhead: [52, 'u32'],
   rcur: [56, 'u32'],
-  /** 1 while the application's head is not valid (R7): such a ring does not keep its thread awake. */
+  /** 1 while the application's head or cur is not valid (R7): such a ring does not keep its thread awake. */
   faulty: [60, 'u32'],
-  /** 1 while the ring is on its domain's list of rings whose hwtail has to be published. */
-  dirty: [64, 'u32'],
-  /** 1 while the ring is on its domain's list of rings to be signalled. */
-  signalled: [68, 'u32'],
-  /** The application's invalid head, so that it is counted once (R7). */
-  faulty_head: [72, 'u32'],
-  faulty_cur: [76, 'u32'],
-  /** What kern_need_kick of the CSB holds (the host never reads it back). */
-  armed: [80, 'u32'],
-  /** Counters: written by the datapath thread only. Packets, slots and bytes that left (tx) or arrived in (rx) the ring. */
+  /** What ktoa's hwtail and hwcur hold (the host never reads them back). */
+  rtail: [64, 'u32'],
+  pub_hwcur: [68, 'u32'],
+  /** What ktoa's kern_need_kick holds. */
+  armed: [72, 'u32'],
+  /** 1 while the ring is on its domain's list `dirty`. */
+  dirty: [76, 'u32'],
+  /** 1 while the ring is on its domain's list `signals`. */
+  signalled: [80, 'u32'],
+  /** Position in its domain's list `tx_running` or `rx_running`, while running. */
+  run_idx: [84, 'u32'],
+  /** Counters (docs/datapath.md): packets, slots and bytes that left (tx) or arrived in (rx) the ring. */
   packets: [128, 'u64'],
   slots: [136, 'u64'],
   bytes: [144, 'u64'],
-  /** tx: packets dropped for a bad slot (index, length, NS_INDIRECT, too many fragments, too short). */
-  drop_bad: [152, 'u64'],
-  /** tx: packets without a destination: own port, port gone. */
-  drop_nodst: [160, 'u64'],
+  /** tx: receivers these packets were meant for: 1 for a known address, all other ports for a flooded packet. */
+  copies: [152, 'u64'],
+  /** tx: packets dropped for a bad slot (index, length, NS_INDIRECT), too short, or of too many slots. */
+  drop_bad: [160, 'u64'],
+  /** tx: packets whose destination is the port they came from. */
+  drop_nodst: [168, 'u64'],
   /** rx: packets lost because the ring had no room. */
-  drop_full: [168, 'u64'],
+  drop_full: [176, 'u64'],
   /** rx: packets lost because the ring was stopped. */
-  drop_stopped: [176, 'u64'],
+  drop_stopped: [184, 'u64'],
   /** rx: packets lost because a slot of the receiver was bad, or its buffer smaller than the packet's slot. */
-  drop_dst: [184, 'u64'],
+  drop_dst: [192, 'u64'],
+  /** rx: packets lost because they ask for an offload that the receiver did not negotiate. */
+  drop_offload: [200, 'u64'],
   /** Times the ring's indexes had to be put right (R7). */
-  repairs: [192, 'u64'],
+  repairs: [208, 'u64'],
   /** Interrupts asked for. */
-  signals: [200, 'u64'],
+  signals: [216, 'u64'],
 });
 
-/** One port of a switch. `tx_rings`, `rx_rings`: u32 arena addresses of its krings. */
-export const port = struct('port', 256, {
-  /** Arena address of the domain. */
+/** One port of a switch. Control code fills the rings and vnet_hdr_len, valeAttach the rest. */
+export const port = struct('port', 192, {
+  /** Arena address of the domain; 0 while not attached. */
   domain: [0, 'u32'],
   /** Index in the switch's table of ports. */
   port_id: [4, 'u32'],
   num_tx_rings: [8, 'u32'],
   num_rx_rings: [12, 'u32'],
-  /** VirtIO network header of this port's frames: 0, 10 or 12 bytes. */
+  /** VirtIO network header of this port's frames: 0, 10 or 12 bytes. Changed only while the port's rings are stopped. */
   vnet_hdr_len: [16, 'u32'],
-  /** Last source address learned from this port (0 = none): 48 bits, first byte of the address lowest. */
-  last_smac: [24, 'u64'],
-  tx_rings: [64, 'bytes', 64],
-  rx_rings: [128, 'bytes', 64],
+  /** Position in the domain's list `active`. */
+  active_idx: [20, 'u32'],
+  /** u32 arena addresses of the krings. */
+  tx_rings: [64, 'bytes', 4 * NM_BDG_MAXRINGS],
+  rx_rings: [128, 'bytes', 4 * NM_BDG_MAXRINGS],
 });
 
-/** An entry of a VALE switch's table of addresses. */
-export const hash_ent = struct('hash_ent', 16, {
-  mac: [0, 'u64'],
-  port_id: [8, 'u32'],
+/** An entry of a VALE switch's table of addresses; all 0 while free. */
+export const hash_ent = struct('hash_ent', 8, {
+  mac: [0, 'bytes', 6],
+  /** port_id + 1 */
+  port: [6, 'u16'],
+});
+
+/** One slot of the batch being forwarded (netmap's nm_bdg_fwd): checked, private copy of a sender's slot. */
+export const nm_bdg_fwd = struct('nm_bdg_fwd', 8, {
+  /** Arena address of the slot's buffer. */
+  src: [0, 'u32'],
+  len: [4, 'u16'],
+  /** Slots of the packet, in its first slot. */
+  frags: [6, 'u8'],
+  /** Destination, in the packet's first slot: a port_id, DST_NONE or DST_FLOOD. */
+  dst: [7, 'u8'],
+});
+export const DST_NONE = NM_BDG_MAXPORTS;
+export const DST_FLOOD = 255;
+
+/** Slots looked up before they are copied; the chain that starts last may run past it. Measured: docs/datapath.md. */
+export const FT_GROUP = 32;
+
+/** Arena addresses of krings, most the rings of a full switch. */
+const ringList = 4 * NM_BDG_MAXPORTS * NM_BDG_MAXRINGS;
+
+/**
+ * A VALE switch. Control code gives it zeroed pages and calls valeInit. Lists hold u32 arena addresses, `num_` says
+ * how many.
+ */
+export const domain = struct('domain', 128 * 1024, {
+  /** DOMAIN_VALE */
+  kind: [0, 'u32'],
+  num_active: [4, 'u32'],
+  num_tx_running: [8, 'u32'],
+  num_rx_running: [12, 'u32'],
+  num_dirty: [16, 'u32'],
+  /** Read and set to 0 by whoever writes the eventfds: kloop/datapath.ts, drainSignals. */
+  num_signals: [20, 'u32'],
+  /** Where in tx_running the next turn begins, so that nobody is always first (R8). */
+  turn: [24, 'u32'],
+  /** Slots in `ft`. */
+  num_ft: [28, 'u32'],
+  /** Ports by port_id; 0 where there is none. */
+  ports: [64, 'bytes', 4 * NM_BDG_MAXPORTS],
+  /** Attached ports, in no order. */
+  active: [1088, 'bytes', 4 * NM_BDG_MAXPORTS],
+  ft: [2112, 'bytes', nm_bdg_fwd.size * (FT_GROUP + NETMAP_MAX_FRAGS)],
+  /** hash_ent[NM_BDG_HASH] */
+  ht: [4096, 'bytes', hash_ent.size * NM_BDG_HASH],
+  tx_running: [12288, 'bytes', ringList],
+  rx_running: [12288 + 16384, 'bytes', ringList],
+  /** rx rings used in this batch, to be published at its end. */
+  dirty: [12288 + 2 * 16384, 'bytes', ringList],
+  /** Rings whose owner is to be interrupted. */
+  signals: [12288 + 3 * 16384, 'bytes', 2 * ringList],
 });

@@ -1,0 +1,170 @@
+/**
+ * The datapath's exports, called by src/kloop/datapath.ts, which documents them. All of them run on the domain's own
+ * datapath thread. d, port, kr: arena addresses of a domain, port, kring (src/abi/host.ts).
+ */
+import {
+  DOMAIN_VALE,
+  domain_active,
+  domain_kind,
+  domain_num_active,
+  domain_num_rx_running,
+  domain_num_signals,
+  domain_num_tx_running,
+  domain_ports,
+  domain_rx_running,
+  domain_signals,
+  domain_turn,
+  domain_tx_running,
+  KRING_RUNNING,
+  KRING_STOPPED,
+  kring_armed,
+  kring_dir,
+  kring_run_idx,
+  kring_signalled,
+  kring_state,
+  NM_BDG_MAXPORTS,
+  NR_DIR_TX,
+  port_active_idx,
+  port_domain,
+  port_num_rx_rings,
+  port_num_tx_rings,
+  port_port_id,
+  port_rx_rings,
+  port_tx_rings,
+} from './layouts.generated';
+import {
+  csbCheck,
+  csbStart,
+  domainOf,
+  publish,
+  resetPositions,
+  rxsync,
+  setArmed,
+  txReady,
+  txsyncPrologue,
+} from './kring';
+import { at, push, removeAt } from './private';
+import { forgetPort } from './table';
+import { valeTxsync } from './vale';
+
+const EINVAL: i32 = 22;
+const ENOSPC: i32 = 28;
+const EBUSY: i32 = 16;
+
+export function valeInit(d: usize): void {
+  store<u32>(d, DOMAIN_VALE, domain_kind);
+}
+
+export function valeAttach(d: usize, port: usize): i32 {
+  if (load<u32>(port, port_domain) != 0) return -EBUSY;
+  let id: u32 = 0;
+  while (id < NM_BDG_MAXPORTS && at(d + domain_ports, id) != 0) id++;
+  if (id == NM_BDG_MAXPORTS) return -ENOSPC;
+  store<u32>(d + (id << 2), <u32>port, domain_ports);
+  store<u32>(port, <u32>d, port_domain);
+  store<u32>(port, id, port_port_id);
+  store<u32>(port, push(d + domain_num_active, d + domain_active, port), port_active_idx);
+  return id;
+}
+
+export function valeDetach(d: usize, port: usize): i32 {
+  if (load<u32>(port, port_domain) != <u32>d) return -EINVAL;
+  for (let i: u32 = 0; i < load<u32>(port, port_num_tx_rings); i++) krStop(at(port + port_tx_rings, i));
+  for (let i: u32 = 0; i < load<u32>(port, port_num_rx_rings); i++) krStop(at(port + port_rx_rings, i));
+  const id = load<u32>(port, port_port_id);
+  forgetPort(d, id);
+  store<u32>(d + (id << 2), 0, domain_ports);
+  const idx = load<u32>(port, port_active_idx);
+  const moved = removeAt(d + domain_num_active, d + domain_active, idx);
+  if (moved != 0) store<u32>(moved, idx, port_active_idx);
+  store<u32>(port, 0, port_domain);
+  return 0;
+}
+
+export function krReset(kr: usize): i32 {
+  if (load<u32>(kr, kring_state) != KRING_STOPPED) return -EBUSY;
+  resetPositions(kr);
+  return 0;
+}
+
+export function krCheck(kr: usize): i32 {
+  return csbCheck(kr) ? 0 : -EINVAL;
+}
+
+export function krStart(kr: usize): i32 {
+  if (load<u32>(kr, kring_state) == KRING_RUNNING) return 0;
+  const d = domainOf(kr);
+  if (d == 0) return -EINVAL;
+  csbStart(kr);
+  const tx = load<u32>(kr, kring_dir) == NR_DIR_TX;
+  const idx = tx
+    ? push(d + domain_num_tx_running, d + domain_tx_running, kr)
+    : push(d + domain_num_rx_running, d + domain_rx_running, kr);
+  store<u32>(kr, idx, kring_run_idx);
+  return 0;
+}
+
+export function krStop(kr: usize): void {
+  if (load<u32>(kr, kring_state) != KRING_RUNNING) return;
+  const d = domainOf(kr);
+  const tx = load<u32>(kr, kring_dir) == NR_DIR_TX;
+  if (tx) txsync(d, kr);
+  else syncReceiver(d, kr);
+  store<u32>(kr, KRING_STOPPED, kring_state);
+  const idx = load<u32>(kr, kring_run_idx);
+  const moved = tx
+    ? removeAt(d + domain_num_tx_running, d + domain_tx_running, idx)
+    : removeAt(d + domain_num_rx_running, d + domain_rx_running, idx);
+  if (moved != 0) store<u32>(moved, idx, kring_run_idx);
+  if (load<u32>(kr, kring_signalled) != 0) dropSignal(d, kr);
+}
+
+/** A stopped ring is not signalled any more. */
+function dropSignal(d: usize, kr: usize): void {
+  store<u32>(kr, 0, kring_signalled);
+  let i: u32 = 0;
+  while (at(d + domain_signals, i) != kr) i++;
+  removeAt(d + domain_num_signals, d + domain_signals, i);
+}
+
+export function serve(d: usize): u32 {
+  const n = load<u32>(d, domain_num_tx_running);
+  if (n == 0) return 0;
+  let i = load<u32>(d, domain_turn);
+  if (i >= n) i = 0;
+  store<u32>(d, i + 1, domain_turn);
+  let moved: u32 = 0;
+  for (let left = n; left != 0; left--) {
+    moved += txsync(d, at(d + domain_tx_running, i));
+    i = i + 1 == n ? 0 : i + 1;
+  }
+  return moved;
+}
+
+/** Sends what the application of a running tx ring wants sent: at most the ring's length (R8). Returns the slots. */
+function txsync(d: usize, kr: usize): u32 {
+  if (!txsyncPrologue(kr)) return 0;
+  setArmed(kr, 0);
+  return valeTxsync(d, kr);
+}
+
+function syncReceiver(d: usize, kr: usize): void {
+  rxsync(kr);
+  publish(d, kr);
+}
+
+export function arm(d: usize): void {
+  const rx = load<u32>(d, domain_num_rx_running);
+  for (let i: u32 = 0; i < rx; i++) syncReceiver(d, at(d + domain_rx_running, i));
+  const tx = load<u32>(d, domain_num_tx_running);
+  for (let i: u32 = 0; i < tx; i++) setArmed(at(d + domain_tx_running, i), 1);
+}
+
+export function look(d: usize): u32 {
+  const n = load<u32>(d, domain_num_tx_running);
+  let ready: u32 = 0;
+  for (let i: u32 = 0; i < n; i++) {
+    if (txReady(at(d + domain_tx_running, i))) ready++;
+  }
+  return ready;
+}

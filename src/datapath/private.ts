@@ -1,0 +1,29 @@
+/** Small helpers on host-private memory (src/abi/host.ts): counters and lists of u32. */
+
+/** Adds to the 64-bit counter at `p`. Readers on other threads may see it late, never torn (aligned). */
+export function bump(p: usize, n: u32): void {
+  store<u64>(p, load<u64>(p) + n);
+}
+
+/** Appends to a list: `num` is the address of its count, `list` of its elements. Returns the position. */
+export function push(num: usize, list: usize, value: usize): u32 {
+  const n = load<u32>(num);
+  store<u32>(list + (n << 2), <u32>value);
+  store<u32>(num, n + 1);
+  return n;
+}
+
+/** Element i of a list of addresses. */
+export function at(list: usize, i: u32): usize {
+  return load<u32>(list + (i << 2));
+}
+
+/** Takes element i away by moving the last one there, which is returned; 0 if i was the last. */
+export function removeAt(num: usize, list: usize, i: u32): usize {
+  const last = load<u32>(num) - 1;
+  store<u32>(num, last);
+  if (i == last) return 0;
+  const moved = load<u32>(list + (last << 2));
+  store<u32>(list + (i << 2), moved);
+  return moved;
+}

@@ -1,0 +1,77 @@
+/**
+ * The datapath module, typed: per-packet code (src/datapath, compiled to one WebAssembly module) that works on one
+ * arena. Addresses are arena offsets of the structs of src/abi/host.ts. A domain and everything attached to it is
+ * touched by one thread: all calls about it are made there.
+ *
+ * A call throws WebAssembly.RuntimeError when it meets an unmapped page (R2): the domain is then in an unknown state,
+ * and must not be called again.
+ */
+import { readFileSync } from 'node:fs';
+import type { Views } from '../abi/index.ts';
+import { domain, kring } from '../abi/index.ts';
+
+export interface Datapath {
+  /** Makes zeroed pages (domain.size bytes) a VALE switch. */
+  valeInit(domain: number): void;
+  /**
+   * Attaches a port (its struct and krings filled, rings stopped). Returns its port_id, the lowest free one, or
+   * -EBUSY: attached already, -ENOSPC: NM_BDG_MAXPORTS ports.
+   */
+  valeAttach(domain: number, port: number): number;
+  /** Stops the port's rings (krStop), forgets its addresses, takes it off the switch. 0 or -EINVAL: not attached there. */
+  valeDetach(domain: number, port: number): number;
+  /** Gives a stopped ring the positions of a new one. 0 or -EBUSY: running. Slots are control code's business. */
+  krReset(kring: number): number;
+  /**
+   * CREATE, first half: 0 if ktoa.kern_need_kick is 1, else -EINVAL (abi, section 2). atok and ktoa must be set. A device
+   * checks all its rings before it starts the first.
+   */
+  krCheck(kring: number): number;
+  /**
+   * CREATE, second half: fills both halves of the CSB from the ring's positions, which persist from one start to the
+   * next; the ring is served from now on. 0 (also if it runs already) or -EINVAL: port not attached.
+   */
+  krStart(kring: number): number;
+  /** DELETE: one last sync (tx: sends what is pending; rx: takes released slots back), then no access to its CSB any more. */
+  krStop(kring: number): void;
+  /**
+   * One turn: sends what the running tx rings have, at most one ring's length each (R8), and publishes. A ring that
+   * moved is disarmed (kern_need_kick = 0). Returns the slots taken; 0: nothing moved.
+   */
+  serve(domain: number): number;
+  /**
+   * Before sleeping: publishes what receivers released, and arms every running tx ring (R11: rx rings never, this is
+   * VALE). What `look` or `serve` read afterwards is newer than the arming (R12).
+   */
+  arm(domain: number): void;
+  /** Number of running tx rings for which `serve` would do something. A ring that stays faulty is not one (R7). */
+  look(domain: number): number;
+}
+
+/** The exports as WebAssembly has them: numbers come back signed. */
+type Exports = { readonly [K in keyof Datapath]: Datapath[K] };
+
+const file = new URL('../datapath/datapath.wasm', import.meta.url);
+let compiled: WebAssembly.Module | undefined;
+
+/** Instantiates the datapath over an arena of 4 GiB. The module has no state of its own (R4). */
+export function loadDatapath(memory: WebAssembly.Memory): Datapath {
+  compiled ??= new WebAssembly.Module(readFileSync(file));
+  return new WebAssembly.Instance(compiled, { env: { memory } }).exports as unknown as Exports;
+}
+
+/**
+ * Calls `signal` for each ring whose owner asked for an interrupt since the last time. To be called after serve, krStop
+ * and valeDetach and arm, on the domain's thread.
+ */
+export function drainSignals(m: Views, d: number, signal: (kring: number) => void): void {
+  const n = domain.get.num_signals(m, d);
+  if (n === 0) return;
+  domain.set.num_signals(m, d, 0);
+  const list = (d + domain.ofs.signals) >>> 2;
+  for (let i = 0; i < n; i++) {
+    const kr = m.u32[list + i]!;
+    kring.set.signalled(m, kr, 0);
+    signal(kr);
+  }
+}
