@@ -89,6 +89,7 @@ export const PCI = {
   SUBSYSTEM_VENDOR_ID: 0x2c,
   SUBSYSTEM_ID: 0x2e,
   CAPABILITY_LIST: 0x34,
+  INTERRUPT_LINE: 0x3c,
   INTERRUPT_PIN: 0x3d,
   MSIX_CAP: 0x40,
   CONFIG_SIZE: 256,
@@ -102,4 +103,19 @@ export const PCI = {
   BAR_IO: 1,
   BAR_MEM_64: 4,
   BAR_MEM_PREFETCH: 8,
+} as const;
+
+/** VFIO's fixed indexes of a PCI device's regions and interrupts (header linux/vfio.h, enum VFIO_PCI_*). */
+export const VFIO_PCI = {
+  CONFIG_REGION: 7,
+  NUM_REGIONS: 9,
+  MSIX_IRQ: 2,
+  NUM_IRQS: 5,
+  DEVICE_FLAGS_RESET: 1,
+  DEVICE_FLAGS_PCI: 2,
+  REGION_READ: 1,
+  REGION_WRITE: 2,
+  REGION_MMAP: 4,
+  IRQ_EVENTFD: 1,
+  IRQ_NORESIZE: 8,
 } as const;

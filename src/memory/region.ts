@@ -36,8 +36,13 @@ export interface RegionLayout {
   readonly ifPool: Pool;
   readonly ringPool: Pool;
   readonly bufPool: Pool;
-  /** Bytes of the region's file, a multiple of the page size. */
+  /** Bytes used, a multiple of the page size. */
   readonly size: number;
+  /**
+   * Bytes of the region's file: a power of two, as a PCI BAR has to be, so that a guest finds memory (which costs
+   * nothing until touched) wherever it touches the BAR.
+   */
+  readonly fileSize: number;
 }
 
 /** Bytes of a ring with its slots, aligned as netmap_ring is. */
@@ -63,7 +68,8 @@ export function regionLayout(config: RegionConfig): RegionLayout {
     objnum: buffers + NETMAP_FIRST_BUF,
     objsz: bufSize,
   };
-  return { ifPool, ringPool, bufPool, size: bufPool.ofs + pageRound(bufPool.objnum * bufSize) };
+  const size = bufPool.ofs + pageRound(bufPool.objnum * bufSize);
+  return { ifPool, ringPool, bufPool, size, fileSize: 2 ** Math.ceil(Math.log2(size)) };
 }
 
 /** A region has no object of a kind left. */
@@ -122,7 +128,7 @@ export class Region {
     this.#interfaces = new ObjectPool(config.name, 'interfaces', 0, config.interfaces);
     this.#rings = new ObjectPool(config.name, 'rings', 0, config.rings);
     this.#buffers = new ObjectPool(config.name, 'buffers', NETMAP_FIRST_BUF, this.layout.bufPool.objnum);
-    this.fd = memfd(`ptnet:${config.name}`, this.layout.size);
+    this.fd = memfd(`ptnet:${config.name}`, this.layout.fileSize);
   }
 
   /** Maps the region into an arena, once; returns its offset there. */

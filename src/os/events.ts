@@ -46,6 +46,15 @@ export function eventfdRead(fd: number): bigint {
   throw new SysError(`read(fd ${fd})`, e);
 }
 
+const RWF_NOWAIT = 8;
+const iov = scratch(16);
+iov.view.setBigUint64(0, BigInt(eight.address), true);
+iov.view.setBigUint64(8, 8n, true);
+/** Empties an eventfd without ever blocking, even if someone made it a blocking one (preadv2 with RWF_NOWAIT). */
+export function eventfdDrain(fd: number): void {
+  libc.preadv2(fd, iov.address, 1, -1, RWF_NOWAIT);
+}
+
 /** Whether a descriptor, whoever sent it, is really an eventfd (R15). */
 export function isEventfd(fd: number): boolean {
   try {

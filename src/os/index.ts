@@ -3,4 +3,5 @@ export * from './errno.ts';
 export * from './events.ts';
 export * from './memory.ts';
 export * from './process.ts';
+export * from './run-dir.ts';
 export * from './sockets.ts';

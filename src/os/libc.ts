@@ -33,6 +33,11 @@ export const libc = {
   poll: fn<(fds: N, n: N, timeoutMs: N) => N>('poll', ['size_t', 'ulong', 'int']),
   read: fn<(fd: N, p: N, n: N) => N>('read', ['int', 'size_t', 'size_t'], 'long'),
   write: fn<(fd: N, p: N, n: N) => N>('write', ['int', 'size_t', 'size_t'], 'long'),
+  preadv2: fn<(fd: N, iov: N, count: N, ofs: N, flags: N) => N>(
+    'preadv2',
+    ['int', 'size_t', 'int', 'long', 'int'],
+    'long',
+  ),
   close: fn<(fd: N) => N>('close', ['int']),
   socket: fn<(domain: N, type: N, protocol: N) => N>('socket', ['int', 'int', 'int']),
   socketpair: fn<(domain: N, type: N, protocol: N, sv: N) => N>('socketpair', ['int', 'int', 'int', 'size_t']),

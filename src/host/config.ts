@@ -1,0 +1,281 @@
+/**
+ * The daemon's configuration: the schema of ptnet.yaml, its defaults, the flags of `ptnet host` over it, and who may open
+ * what (R21). docs/configuration.md describes every key, and its example is parsed by a test.
+ *
+ * Entry points: loadConfig, defaultConfig, mergeFlags, accessOf, mayOpen.
+ */
+import { readFileSync } from 'node:fs';
+import { userInfo } from 'node:os';
+import { LineCounter, parseDocument } from 'yaml';
+import { z } from 'zod';
+import { NM_BDG_MAXPORTS, NM_BDG_MAXRINGS, NM_BRIDGE_MAXSLOTS, NM_BRIDGE_RINGSIZE } from '../abi/index.ts';
+import { defaultRunDir } from '../os/index.ts';
+import { ConfigError, explainIssues, explainSyntax, type Source } from './config-errors.ts';
+
+export { ConfigError } from './config-errors.ts';
+
+export const LOG_LEVELS = ['silent', 'fatal', 'error', 'warn', 'info', 'debug', 'trace'] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
+
+/** Shape of ports for which nothing else is said: rings of each direction, slots of a ring, bytes of a buffer. */
+export interface PortDefaults {
+  readonly txRings: number;
+  readonly rxRings: number;
+  readonly txSlots: number;
+  readonly rxSlots: number;
+  readonly bufSize: number;
+}
+
+export interface VmConfig {
+  /** Port names, in the order of the VM's devices. */
+  readonly ports: readonly string[];
+  /** Accept guest memory that is not sealed against shrinking (R1): whoever owns it can crash the daemon. */
+  readonly trustUnsealedMemory: boolean;
+}
+
+/** What one user may do. */
+export interface UserAccess {
+  /** Globs of port names: `*` is any run of characters, `?` any one. */
+  readonly ports: readonly string[];
+  /** Most ports open at once. */
+  readonly maxPorts: number;
+  /** Most bytes of regions. */
+  readonly maxMemory: number;
+}
+
+export interface DaemonConfig {
+  readonly runDir: string;
+  /** Datapath threads. */
+  readonly threads: number;
+  readonly logLevel: LogLevel;
+  /** Bytes of each datapath thread's arena; default 4 GiB (address space, not memory). */
+  readonly arenaBytes?: number;
+  readonly ports: PortDefaults;
+  readonly vms: Readonly<Record<string, VmConfig>>;
+  /** By uid. Users not listed may open nothing, but see `accessOf`. */
+  readonly users: ReadonlyMap<number, UserAccess>;
+}
+
+/** Flags of `ptnet host`, as given. */
+export interface HostFlags {
+  /** Each "NAME=PORT[,PORT…]". */
+  readonly vm?: readonly string[];
+  readonly threads?: string;
+  readonly runDir?: string;
+  readonly logLevel?: string;
+}
+
+const MAX_THREADS = 16;
+const GiB = 2 ** 30;
+const VM_NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$/;
+/** netmap keeps 15 bytes of a name in netmap_if; a switch's name is letters, digits and `_` (nm_is_id_char). */
+const PORT_NAME = /^vale[A-Za-z0-9_]*:[A-Za-z0-9_.-]+$/;
+const PORT_NAME_MAX = 63;
+
+const what = {
+  port: `a port name: vale[SWITCH]:PORT, at most ${PORT_NAME_MAX} characters, e.g. vale0:fw`,
+  vm: 'a VM name: letters, digits, "_", "." and "-", at most 32, e.g. fw',
+  size: 'a size: bytes, or a number with K, M or G (powers of 1024), e.g. 64M',
+};
+
+const whole = (min: number, max: number): z.ZodType<number> => {
+  const error = `a whole number from ${min} to ${max}`;
+  return z.int({ error }).min(min, { error }).max(max, { error });
+};
+
+/** A mapping with these keys and no others. */
+const mapping = <T extends z.core.$ZodLooseShape>(shape: T): z.ZodObject<T, z.core.$strict> => {
+  const keys = Object.keys(shape).join(', ');
+  return z.strictObject(shape, {
+    error: (issue) => (issue.code === 'unrecognized_keys' ? `allowed: ${keys}` : `a mapping with keys of: ${keys}`),
+  });
+};
+
+/** Bytes of a size as written, or NaN. */
+function sizeBytes(text: string | number): number {
+  const [, digits, unit] = /^(\d+)\s*([KMG]?)(?:i?B)?$/i.exec(String(text)) ?? [];
+  if (digits === undefined) return Number.NaN;
+  return Number(digits) * { '': 1, K: 2 ** 10, M: 2 ** 20, G: GiB }[(unit ?? '').toUpperCase() as '' | 'K' | 'M' | 'G'];
+}
+
+const size = (min: number, max: number): z.ZodType<number> =>
+  z
+    .union([z.string(), z.number()], { error: what.size })
+    .transform(sizeBytes)
+    .refine((n) => n >= min && n <= max, { error: `must be ${what.size}, from ${min} to ${max} bytes` });
+
+const portName = z
+  .string({ error: what.port })
+  .regex(PORT_NAME, { error: what.port })
+  .max(PORT_NAME_MAX, { error: what.port });
+
+const bufSizeText = 'a multiple of 64 from 64 to 65472';
+const portDefaults = mapping({
+  txRings: whole(1, NM_BDG_MAXRINGS).default(1),
+  rxRings: whole(1, NM_BDG_MAXRINGS).default(1),
+  txSlots: whole(2, NM_BRIDGE_MAXSLOTS).default(NM_BRIDGE_RINGSIZE),
+  rxSlots: whole(2, NM_BRIDGE_MAXSLOTS).default(NM_BRIDGE_RINGSIZE),
+  bufSize: z
+    .int({ error: bufSizeText })
+    .min(64, { error: bufSizeText })
+    .max(65472, { error: bufSizeText })
+    .multipleOf(64, { error: bufSizeText })
+    .default(2048),
+});
+
+const vm = mapping({
+  ports: z.array(portName, { error: 'a list of port names, e.g. [vale0:fw]' }).min(1, { error: 'at least one port' }),
+  trustUnsealedMemory: z.boolean({ error: 'true or false' }).default(false),
+});
+
+const user = mapping({
+  ports: z.array(z.string({ error: 'a glob of port names, e.g. "vale0:*"' }), {
+    error: 'a list of globs of port names, e.g. ["vale0:*"]',
+  }),
+  maxPorts: whole(1, NM_BDG_MAXPORTS).default(16),
+  maxMemory: size(2 ** 20, 4 * GiB).default(256 * 2 ** 20),
+});
+
+/** An empty YAML value is null; it means the same as leaving the key out. */
+const orEmpty = <T extends z.ZodType>(schema: T) => z.preprocess((v) => v ?? {}, schema);
+
+const document = mapping({
+  runDir: z.string({ error: 'a path' }).startsWith('/', { error: 'an absolute path' }).optional(),
+  threads: whole(1, MAX_THREADS).default(1),
+  logLevel: z.enum(LOG_LEVELS, { error: `one of ${LOG_LEVELS.join(', ')}` }).default('info'),
+  arenaBytes: size(16 * 2 ** 20, 4 * GiB).optional(),
+  ports: orEmpty(portDefaults),
+  vms: orEmpty(
+    z.record(z.string().regex(VM_NAME, { error: what.vm }), vm, { error: 'a mapping from VM names to VMs' }),
+  ).superRefine((vms, ctx) => {
+    for (const [port, first, second, index] of sharedPorts(vms)) {
+      const message = `${port} is already a port of ${first}: a port serves one device`;
+      ctx.addIssue({ code: 'custom', path: [second, 'ports', index], message });
+    }
+  }),
+  users: orEmpty(z.record(z.string(), user, { error: 'a mapping from users to what they may open' })).transform(
+    (users, ctx) => {
+      const byUid = new Map<number, UserAccess>();
+      for (const [name, access] of Object.entries(users)) {
+        const uid = uidOf(name);
+        if (uid === undefined) ctx.addIssue({ code: 'custom', path: [name], message: 'no such user on this system' });
+        else if (byUid.has(uid)) ctx.addIssue({ code: 'custom', path: [name], message: `uid ${uid} is listed twice` });
+        else byUid.set(uid, access);
+      }
+      return byUid;
+    },
+  ),
+});
+
+/** Ports that stand twice: [port, first VM, second VM, index in the second's list]. */
+function* sharedPorts(
+  vms: Readonly<Record<string, { readonly ports: readonly string[] }>>,
+): Generator<[string, string, string, number]> {
+  const owners = new Map<string, string>();
+  for (const [name, { ports }] of Object.entries(vms)) {
+    for (const [i, port] of ports.entries()) {
+      const owner = owners.get(port);
+      if (owner !== undefined) yield [port, owner, name, i];
+      owners.set(port, owner ?? name);
+    }
+  }
+}
+
+/** uid of a user given by name or number; only /etc/passwd is asked. */
+function uidOf(name: string): number | undefined {
+  if (/^\d+$/.test(name)) return Number(name);
+  const entry = readFileSync('/etc/passwd', 'utf8')
+    .split('\n')
+    .find((line) => line.startsWith(`${name}:`));
+  return entry === undefined ? undefined : Number(entry.split(':')[2]);
+}
+
+/**
+ * Checks a configuration's text.
+ * @param file its name, for messages
+ * @throws ConfigError naming every fault with line, column and path
+ */
+export function parseConfig(text: string, file: string): DaemonConfig {
+  const lines = new LineCounter();
+  const doc = parseDocument(text, { lineCounter: lines, uniqueKeys: true });
+  const source: Source = { file, doc, lines };
+  if (doc.errors.length > 0) throw explainSyntax(source);
+  const result = document.safeParse(doc.toJS() ?? {});
+  if (!result.success) throw explainIssues(source, result.error.issues);
+  const { arenaBytes, runDir, ...rest } = result.data;
+  return { ...rest, runDir: runDir ?? defaultRunDir(), ...(arenaBytes === undefined ? {} : { arenaBytes }) };
+}
+
+/** Reads a configuration file. @throws ConfigError, also if the file cannot be read */
+export function loadConfig(path: string): DaemonConfig {
+  let text: string;
+  try {
+    text = readFileSync(path, 'utf8');
+  } catch (e) {
+    const reason = e instanceof Error ? e.message : String(e);
+    throw new ConfigError([`cannot read the configuration: ${reason}`]);
+  }
+  return parseConfig(text, path);
+}
+
+/** What the daemon does without a configuration file. */
+export function defaultConfig(): DaemonConfig {
+  return parseConfig('', 'defaults');
+}
+
+/** Lays flags over a configuration: a VM named by `--vm` gets those ports, whatever the file said. @throws ConfigError */
+export function mergeFlags(config: DaemonConfig, flags: HostFlags): DaemonConfig {
+  const faults: string[] = [];
+  const vms: Record<string, VmConfig> = { ...config.vms };
+  const seen = new Set<string>();
+  for (const given of flags.vm ?? []) {
+    const [name = '', list, more] = given.split('=');
+    const ports = (list ?? '').split(',');
+    const bad = ports.find((p) => !portName.safeParse(p).success);
+    if (list === undefined || more !== undefined) faults.push(`--vm ${given}: must be NAME=PORT[,PORT…]`);
+    else if (!VM_NAME.test(name)) faults.push(`--vm ${given}: "${name}" is not ${what.vm}`);
+    else if (bad !== undefined) faults.push(`--vm ${given}: "${bad}" is not ${what.port}`);
+    else if (seen.has(name)) faults.push(`--vm ${given}: ${name} is given twice; list its ports once, with commas`);
+    seen.add(name);
+    vms[name] = { trustUnsealedMemory: vms[name]?.trustUnsealedMemory ?? false, ports };
+  }
+  const threads = flags.threads === undefined ? config.threads : Number(flags.threads);
+  if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) {
+    faults.push(`--threads ${flags.threads}: must be a whole number from 1 to ${MAX_THREADS}`);
+  }
+  const logLevel = LOG_LEVELS.find((l) => l === (flags.logLevel ?? config.logLevel));
+  if (logLevel === undefined) faults.push(`--log-level ${flags.logLevel}: must be one of ${LOG_LEVELS.join(', ')}`);
+  if (faults.length === 0) {
+    for (const [port, first, second] of sharedPorts(vms)) {
+      faults.push(`--vm: ${port} is a port of ${first} and of ${second}: a port serves one device`);
+    }
+  }
+  if (faults.length > 0) throw new ConfigError(faults);
+  return { ...config, vms, threads, logLevel: logLevel ?? 'info', runDir: flags.runDir ?? config.runDir };
+}
+
+/**
+ * What a user may do (R21): what the configuration says of them; if it says nothing, the daemon's own user and root may
+ * do anything, and others nothing (undefined).
+ */
+export function accessOf(
+  config: DaemonConfig,
+  uid: number,
+  daemonUid: number = userInfo().uid,
+): UserAccess | undefined {
+  const listed = config.users.get(uid);
+  if (listed !== undefined) return listed;
+  if (uid !== 0 && uid !== daemonUid) return undefined;
+  return { ports: ['*'], maxPorts: Number.POSITIVE_INFINITY, maxMemory: Number.POSITIVE_INFINITY };
+}
+
+/** Whether what a user may open includes a port of this name. */
+export function mayOpen(access: UserAccess, port: string): boolean {
+  return access.ports.some((glob) => {
+    const pattern = glob
+      .replace(/[.+^${}()|[\]\\]/g, String.raw`\$&`)
+      .replaceAll('*', '.*')
+      .replaceAll('?', '.');
+    return new RegExp(`^${pattern}$`, 's').test(port);
+  });
+}

@@ -1,0 +1,279 @@
+/**
+ * The daemon: wires threads, switchboard, control socket and configuration together, and ends in order (R20).
+ * Runs on the main thread, which owns configuration, ports, domains and the control socket.
+ */
+import type { ControlRequest, DaemonStatus, OpenOptions, VmStatus } from '../abi/index.ts';
+import { NM_BDG_MAXRINGS, NM_BRIDGE_MAXSLOTS } from '../abi/index.ts';
+import type { KloopEvent } from '../kloop/index.ts';
+import { closeFd, errno, exitNow, type PeerCredentials, socketPair, SysError } from '../os/index.ts';
+import type { PortConfig } from '../ports/index.ts';
+import { MAX_RINGS_PER_PORT, parsePortName } from '../ports/index.ts';
+import { accessOf, type DaemonConfig, mayOpen } from './config.ts';
+import type { ControlAnswer } from './control-server.ts';
+import { ControlServer } from './control-server.ts';
+import type { DevicesEvent } from './devices.ts';
+import type { Logger } from './log.ts';
+import { createLogger } from './log.ts';
+import { RunDir } from './run-dir.ts';
+import { daemonStatus } from './status.ts';
+import { type PortGroup, Switchboard } from './switchboard.ts';
+import { Threads } from './threads.ts';
+
+/** Longest orderly end; then the process is ended as it is (R20). */
+const END_MS = 2000;
+
+export interface DaemonExit {
+  readonly code: number;
+  readonly reason: string;
+}
+
+interface OpenPort {
+  readonly uid: number;
+  readonly bytes: number;
+}
+
+export class Daemon {
+  readonly config: DaemonConfig;
+  readonly version: string;
+  readonly log: Logger;
+  /** Resolves when the daemon has ended, in whatever way; the process should end then. */
+  readonly exited: Promise<DaemonExit>;
+  readonly #runDir: RunDir;
+  readonly #vms: VmStatus[] = [];
+  readonly #opened = new Map<PortGroup, OpenPort>();
+  #threads!: Threads;
+  #switchboard!: Switchboard;
+  #control: ControlServer | undefined;
+  #resolveExited!: (exit: DaemonExit) => void;
+  #stopping: Promise<void> | undefined;
+
+  private constructor(config: DaemonConfig, version: string, log: Logger) {
+    this.config = config;
+    this.version = version;
+    this.log = log;
+    this.exited = new Promise((resolve) => (this.#resolveExited = resolve));
+    this.#runDir = new RunDir(config.runDir);
+  }
+
+  /**
+   * Starts a daemon: when this resolves, its control socket and the VMs' device sockets are there.
+   * @throws RunDirError, ArenaFullError, …: nothing is left then
+   */
+  static async start(config: DaemonConfig, version: string): Promise<Daemon> {
+    const daemon = new Daemon(config, version, createLogger(config.logLevel));
+    try {
+      await daemon.#start();
+    } catch (e) {
+      await daemon.#end();
+      throw e;
+    }
+    return daemon;
+  }
+
+  async #start(): Promise<void> {
+    const { config } = this;
+    this.#threads = await Threads.start(config.threads, config.arenaBytes, {
+      onKloopEvent: (thread, event) => this.#onKloopEvent(thread, event),
+      onDevicesEvent: (event) => this.#onDevicesEvent(event),
+      onFailure: (thread, error) => {
+        this.log.fatal({ err: error }, `thread ${thread}: ${error.message}`);
+        void this.stop(`thread ${thread} failed: ${error.message}`, 1);
+      },
+    });
+    this.#switchboard = new Switchboard(this.#threads);
+    for (const [name, vm] of Object.entries(config.vms)) await this.#addVm(name, vm);
+    this.#control = new ControlServer(this.#runDir.controlSocket, (request, peer) => this.#request(request, peer));
+    this.log.info(`ptnet ${this.version} runs in ${this.#runDir.path}`);
+  }
+
+  async #addVm(name: string, vm: DaemonConfig['vms'][string]): Promise<void> {
+    const sockets = this.#runDir.vmSockets(name, vm.ports.length);
+    const { bufSize, ...shape } = this.config.ports;
+    const uids = [process.getuid!(), 0];
+    const group = await this.#switchboard.open(
+      { vm: name },
+      name,
+      bufSize,
+      { path: sockets.memdev, uids },
+      vm.ports.map((port, i) => ({ name: port, config: shape, endpoint: { path: sockets.ptnet[i]!, uids } })),
+      { trustUnsealedMemory: vm.trustUnsealedMemory, hugePages: true, vnetHdr: false },
+    );
+    this.#vms.push({
+      name,
+      ports: vm.ports,
+      sockets: [sockets.memdev, ...sockets.ptnet],
+      regionBytes: group.region.layout.size,
+    });
+  }
+
+  status(): DaemonStatus {
+    return daemonStatus(this.#switchboard, { version: this.version, runDir: this.#runDir.path, vms: this.#vms });
+  }
+
+  /** Names of ports that a client is attached to. */
+  attachedPorts(): string[] {
+    return [...this.#switchboard.domains].flatMap((d) =>
+      [...d.ports].filter((p) => p.state.attached).map((p) => p.name),
+    );
+  }
+
+  /** Ends the daemon: in order if that takes at most 2 s, else at once (R20). Resolves `exited`. */
+  stop(reason: string, code = 0): Promise<void> {
+    this.#stopping ??= this.#stop(reason, code);
+    return this.#stopping;
+  }
+
+  async #stop(reason: string, code: number): Promise<void> {
+    this.log.info(`stopping: ${reason}`);
+    const late = setTimeout(() => {
+      this.log.error('the threads did not end in time; ending the process');
+      this.#runDir.close();
+      exitNow(code === 0 ? 1 : code);
+    }, END_MS);
+    try {
+      await this.#end();
+    } catch (e) {
+      this.log.error({ err: e }, 'the end was not orderly');
+    }
+    clearTimeout(late);
+    this.#resolveExited({ code, reason });
+  }
+
+  async #end(): Promise<void> {
+    this.#control?.close();
+    if (this.#threads !== undefined) {
+      this.#threads.wakeAll();
+      await this.#threads.devices.call({ op: 'end' });
+      await this.#threads.end();
+    }
+    this.#runDir.close();
+  }
+
+  #onKloopEvent(thread: number, event: KloopEvent): void {
+    if (event.event !== 'trap') return;
+    const domain = this.#switchboard.domainAt(thread, event.domain);
+    if (domain !== undefined) domain.error = event.error;
+    this.log.error(`switch ${domain?.name ?? '?'} was stopped by a fault in the datapath: ${event.error}`);
+  }
+
+  #onDevicesEvent(event: DevicesEvent): void {
+    if (event.event === 'log') {
+      this.log[event.level](event.message);
+      return;
+    }
+    const port = this.#switchboard.portOf(event.id);
+    if (port === undefined) return;
+    if (port.state.running !== event.state.running) {
+      this.log.info(`${port.name}: rings ${event.state.running ? 'running' : 'stopped'}`);
+    }
+    port.state = event.state;
+  }
+
+  async #request(request: ControlRequest, peer: PeerCredentials): Promise<ControlAnswer> {
+    switch (request.op) {
+      case 'open':
+        return this.#open(request.port, request.options ?? {}, peer);
+      case 'list':
+        return { reply: { ok: true, op: 'list', daemon: this.status() } };
+      case 'stop':
+        if (peer.uid !== 0 && peer.uid !== process.getuid!()) {
+          throw new SysError('stop: only the user of the daemon and root may do that', errno.EPERM);
+        }
+        setImmediate(() => void this.stop(`asked by process ${peer.pid}`));
+        return { reply: { ok: true, op: 'stop' } };
+      default:
+        throw new SysError(`unknown request "${String((request as { op?: unknown }).op)}"`, errno.EINVAL);
+    }
+  }
+
+  /** A local process opens a port by name (R21). */
+  async #open(name: string, options: OpenOptions, peer: PeerCredentials): Promise<ControlAnswer> {
+    if (typeof name !== 'string') throw new SysError('open: "port" has to be a name', errno.EINVAL);
+    parsePortName(name);
+    const { bufSize, ...config } = this.#shape(options);
+    this.#checkAccess(name, peer);
+    const [memdev, memdevPeer] = socketPair();
+    const [ptnet, ptnetPeer] = socketPair();
+    let group: PortGroup;
+    try {
+      group = await this.#switchboard.open(
+        { pid: peer.pid, uid: peer.uid },
+        `process ${peer.pid} ${name}`,
+        bufSize,
+        { fd: memdev },
+        [{ name, config, endpoint: { fd: ptnet } }],
+        { trustUnsealedMemory: false, hugePages: false, vnetHdr: false },
+      );
+    } catch (e) {
+      for (const fd of [memdevPeer, ptnetPeer]) closeFd(fd);
+      throw e;
+    }
+    this.#opened.set(group, { uid: peer.uid, bytes: group.region.layout.size });
+    this.log.info(`${name}: opened by process ${peer.pid}`);
+    return {
+      reply: { ok: true, op: 'open', port: name },
+      fds: [memdevPeer, ptnetPeer],
+      onEnd: () => {
+        if (this.#stopping !== undefined) return;
+        this.#opened.delete(group);
+        this.#switchboard.close(group).then(
+          () => this.log.info(`${name}: closed`),
+          (e: unknown) => this.log.error({ err: e }, `${name}: could not be closed`),
+        );
+      },
+    };
+  }
+
+  #checkAccess(name: string, peer: PeerCredentials): void {
+    const access = accessOf(this.config, peer.uid);
+    if (access === undefined || !mayOpen(access, name)) {
+      throw new SysError(`open ${name}: the configuration does not let user ${peer.uid} open this port`, errno.EPERM);
+    }
+    const mine = [...this.#opened.values()].filter((o) => o.uid === peer.uid);
+    if (mine.length >= access.maxPorts) {
+      throw new SysError(
+        `open ${name}: user ${peer.uid} has ${mine.length} ports open, all that maxPorts allows`,
+        errno.EDQUOT,
+      );
+    }
+    const bytes = mine.reduce((sum, o) => sum + o.bytes, 0);
+    if (bytes >= access.maxMemory) {
+      throw new SysError(
+        `open ${name}: user ${peer.uid} has ${bytes} bytes of regions, all that maxMemory allows`,
+        errno.EDQUOT,
+      );
+    }
+  }
+
+  /** The shape a client asked for, over the configuration's defaults. @throws SysError */
+  #shape(options: OpenOptions): PortConfig & { bufSize: number } {
+    const shape = { ...this.config.ports };
+    const limits = {
+      txRings: [1, NM_BDG_MAXRINGS],
+      rxRings: [1, NM_BDG_MAXRINGS],
+      txSlots: [2, NM_BRIDGE_MAXSLOTS],
+      rxSlots: [2, NM_BRIDGE_MAXSLOTS],
+      bufSize: [64, 65472],
+    } as const;
+    for (const [key, [min, max]] of Object.entries(limits) as [keyof typeof limits, readonly [number, number]][]) {
+      const value = options[key];
+      if (value === undefined) continue;
+      if (!Number.isInteger(value) || value < min || value > max) {
+        throw new SysError(`open: ${key} ${value}: a whole number from ${min} to ${max} is wanted`, errno.EINVAL);
+      }
+      shape[key] = value;
+    }
+    if (shape.txRings + shape.rxRings > MAX_RINGS_PER_PORT) {
+      throw new SysError(
+        `open: ${shape.txRings} + ${shape.rxRings} rings; at most ${MAX_RINGS_PER_PORT} in all`,
+        errno.EINVAL,
+      );
+    }
+    return shape;
+  }
+}
+
+/** Starts a daemon with a configuration. */
+export function startDaemon(config: DaemonConfig, version: string): Promise<Daemon> {
+  return Daemon.start(config, version);
+}

@@ -1,0 +1,211 @@
+/**
+ * The devices: which exist, who is connected to them, through which sockets. Runs on the devices thread's event loop; the
+ * control thread asks for devices to be added and removed and hears what becomes of them.
+ */
+import type { MemdevConfig, PtnetConfig, PtnetState, RingControl } from '../device/index.ts';
+import { MemdevDevice, PtnetDevice } from '../device/index.ts';
+import type { Command, Mailbox } from '../kloop/index.ts';
+import type { Arena } from '../memory/index.ts';
+import type { Watch } from '../os/index.ts';
+import { acceptUnix, closeFd, listenUnix, peerCredentials, watch } from '../os/index.ts';
+import { ServerConnection, socketTransport } from '../vfio-user/index.ts';
+
+export type DevicesCommand =
+  | { readonly op: 'memdev-add'; readonly id: number; readonly name: string; readonly memdev: MemdevConfig }
+  | {
+      readonly op: 'ptnet-add';
+      readonly id: number;
+      readonly name: string;
+      /** Index of the datapath thread that serves the port's domain. */
+      readonly thread: number;
+      readonly ptnet: PtnetConfig;
+    }
+  /** Opens a socket on which clients of these users may connect, one at a time. */
+  | { readonly op: 'listen'; readonly id: number; readonly path: string; readonly uids: readonly number[] }
+  /** Serves a connected socket, which becomes the device's. */
+  | { readonly op: 'serve'; readonly id: number; readonly fd: number }
+  /** Disconnects whoever is connected and forgets the device. */
+  | { readonly op: 'remove'; readonly id: number }
+  /** Removes all devices. */
+  | { readonly op: 'end' };
+
+export type DevicesEvent =
+  | { readonly event: 'state'; readonly id: number; readonly state: PtnetState }
+  | { readonly event: 'log'; readonly level: 'info' | 'warn' | 'error' | 'debug'; readonly message: string };
+
+/** A datapath thread as the devices see it. */
+export interface DatapathThread {
+  readonly arena: Arena;
+  readonly mailbox: Mailbox<Command>;
+}
+
+/** How long a new client waits for one that is leaving. */
+const LEAVING_MS = 1000;
+
+/** Whether a promise settles within some time. */
+async function settles(promise: Promise<unknown>, ms: number): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<boolean>((resolve) => (timer = setTimeout(resolve, ms, false)));
+  const settled = await Promise.race([promise.then(() => true), late]);
+  clearTimeout(timer);
+  return settled;
+}
+
+interface Entry {
+  readonly name: string;
+  readonly device: MemdevDevice | PtnetDevice;
+  connection: ServerConnection | undefined;
+  /** Whether a client is served or its end is being dealt with; `free` settles when neither is true any more. */
+  busy: boolean;
+  free: Promise<void>;
+  listener: { fd: number; watch: Watch } | undefined;
+}
+
+export class Devices {
+  readonly #threads: readonly DatapathThread[];
+  readonly #post: (event: DevicesEvent) => void;
+  readonly #entries = new Map<number, Entry>();
+
+  constructor(threads: readonly DatapathThread[], post: (event: DevicesEvent) => void) {
+    this.#threads = threads;
+    this.#post = post;
+  }
+
+  /** Carries out a command of the control thread. */
+  async execute(command: DevicesCommand): Promise<void> {
+    switch (command.op) {
+      case 'memdev-add':
+        this.#add(command.id, command.name, new MemdevDevice(command.memdev));
+        return;
+      case 'ptnet-add':
+        this.#add(command.id, command.name, this.#ptnet(command));
+        return;
+      case 'listen':
+        return this.#listen(this.#entry(command.id), command.path, command.uids);
+      case 'serve':
+        await this.#serve(this.#entry(command.id), command.fd);
+        return;
+      case 'remove':
+        return this.#remove(command.id);
+      case 'end':
+        await Promise.all([...this.#entries.keys()].map((id) => this.#remove(id)));
+    }
+  }
+
+  /** Disconnects the client whose interrupt descriptor a datapath thread hangs on (R15). */
+  disconnectOwner(fd: number): void {
+    for (const { device, connection } of this.#entries.values()) {
+      if (device instanceof PtnetDevice && device.ownsIrq(fd)) {
+        connection?.close('its interrupt eventfd is full and blocking: writing it took more than 10 ms (R15)');
+      }
+    }
+  }
+
+  #entry(id: number): Entry {
+    const entry = this.#entries.get(id);
+    if (entry === undefined) throw new Error(`no device ${id}`);
+    return entry;
+  }
+
+  #add(id: number, name: string, device: MemdevDevice | PtnetDevice): void {
+    this.#entries.set(id, {
+      name,
+      device,
+      connection: undefined,
+      busy: false,
+      free: Promise.resolve(),
+      listener: undefined,
+    });
+  }
+
+  #ptnet(command: Extract<DevicesCommand, { op: 'ptnet-add' }>): PtnetDevice {
+    const { id, name, ptnet, thread } = command;
+    const { registration } = ptnet;
+    const { arena, mailbox } = this.#threads[thread]!;
+    const { domain, port, memId } = registration;
+    const done = (): void => {};
+    const rings: RingControl = {
+      start: (started, vnetHdrLen) => mailbox.call({ op: 'start', domain, port, vnetHdrLen, rings: started }),
+      stop: (krings) => mailbox.call({ op: 'stop', krings }).then(done),
+      reset: (krings) => mailbox.call({ op: 'reset', krings }).then(done),
+      setIrqs: (irqs) => mailbox.call({ op: 'irq', irqs }).then(done),
+      addKick: (fd) => mailbox.call({ op: 'kick-add', fd }).then(done),
+      removeKick: (fd) => mailbox.call({ op: 'kick-remove', fd }).then(done),
+    };
+    const device: PtnetDevice = new PtnetDevice(ptnet, arena, rings, {
+      neighbours: () =>
+        [...this.#entries.values()]
+          .map((e) => e.device)
+          .filter((d) => d instanceof PtnetDevice)
+          .filter((d) => d !== device && d.registration.memId === memId)
+          .map((d) => d.asNeighbour),
+      warn: (message) => this.#log('warn', `${name}: ${message}`),
+      changed: (state) => this.#post({ event: 'state', id, state }),
+    });
+    return device;
+  }
+
+  #listen(entry: Entry, path: string, uids: readonly number[]): void {
+    const fd = listenUnix(path);
+    const accept = (): void => {
+      for (let client = acceptUnix(fd); client >= 0; client = acceptUnix(fd)) {
+        const { uid, pid } = peerCredentials(client);
+        if (uids.includes(uid)) {
+          void this.#serve(entry, client);
+        } else {
+          closeFd(client);
+          this.#log('warn', `${entry.name}: refused process ${pid}: user ${uid} may not use this device`);
+        }
+      }
+    };
+    entry.listener = { fd, watch: watch(fd, { readable: true, writable: false }, accept) };
+  }
+
+  /** Serves a client; a second one is refused, unless the first is just leaving. */
+  async #serve(entry: Entry, fd: number): Promise<void> {
+    while (entry.busy) {
+      if (await settles(entry.free, LEAVING_MS)) continue;
+      closeFd(fd);
+      this.#log('warn', `${entry.name}: refused a second client: the device is in use`);
+      return;
+    }
+    entry.busy = true;
+    let release = (): void => {};
+    entry.free = new Promise((resolve) => {
+      release = () => {
+        entry.busy = false;
+        entry.connection = undefined;
+        resolve();
+      };
+    });
+    try {
+      if (entry.device instanceof PtnetDevice) await entry.device.connected();
+      const log = (text: string): void => this.#log('warn', `${entry.name}: ${text}`);
+      entry.connection = new ServerConnection(socketTransport(fd), entry.device, { log });
+    } catch (e) {
+      closeFd(fd);
+      release();
+      throw e;
+    }
+    this.#log('debug', `${entry.name}: a client connected`);
+    void entry.connection.closed.then((reason) => {
+      release();
+      this.#log('debug', `${entry.name}: the client is gone: ${reason}`);
+    });
+  }
+
+  async #remove(id: number): Promise<void> {
+    const entry = this.#entry(id);
+    if (entry.listener !== undefined) {
+      entry.listener.watch.close();
+      closeFd(entry.listener.fd);
+    }
+    entry.connection?.close('the device was removed');
+    await entry.free;
+    this.#entries.delete(id);
+  }
+
+  #log(level: 'warn' | 'debug', message: string): void {
+    this.#post({ event: 'log', level, message });
+  }
+}

@@ -1,0 +1,58 @@
+/**
+ * Frees a datapath thread that hangs in a write to a client's eventfd (R15): a client may make its descriptor blocking
+ * and fill it. Watches only while the datapath thread is awake, so that nothing ticks at rest.
+ */
+import { CTL } from '../kloop/index.ts';
+import { eventfdDrain } from '../os/index.ts';
+
+const TICK_MS = 5;
+/** Ticks without a heartbeat after which a write counts as stuck: more than 10 ms. */
+const STUCK_TICKS = 3;
+/** Ticks asleep after which watching ends. */
+const ASLEEP_TICKS = 2;
+
+export class Heartbeats {
+  readonly #ctl: Int32Array;
+  readonly #onStuck: (fd: number) => void;
+  #timer: NodeJS.Timeout | undefined;
+  #stuck = 0;
+  #asleep = 0;
+  #last = { writing: 0, beat: 0 };
+
+  /** @param onStuck called after a write was freed, with the descriptor */
+  constructor(ctl: Int32Array, onStuck: (fd: number) => void) {
+    this.#ctl = ctl;
+    this.#onStuck = onStuck;
+  }
+
+  /** The thread is awake: watch it until it sleeps again. */
+  watch(): void {
+    this.#asleep = 0;
+    this.#stuck = 0;
+    this.#timer ??= setInterval(() => this.tick(), TICK_MS);
+  }
+
+  /** One look. */
+  tick(): void {
+    const ctl = this.#ctl;
+    if (Atomics.load(ctl, CTL.ASLEEP) === 1) {
+      if (++this.#asleep < ASLEEP_TICKS) return;
+      clearInterval(this.#timer);
+      this.#timer = undefined;
+      Atomics.store(ctl, CTL.WATCHED, 0);
+      // It may have woken in between, when WATCHED still said that it need not call.
+      if (Atomics.load(ctl, CTL.ASLEEP) === 0 && Atomics.exchange(ctl, CTL.WATCHED, 1) === 0) this.watch();
+      return;
+    }
+    this.#asleep = 0;
+    const writing = Atomics.load(ctl, CTL.WRITING);
+    const beat = Atomics.load(ctl, CTL.HEARTBEAT);
+    const same = writing !== 0 && writing === this.#last.writing && beat === this.#last.beat;
+    this.#stuck = same ? this.#stuck + 1 : 0;
+    this.#last = { writing, beat };
+    if (this.#stuck < STUCK_TICKS) return;
+    this.#stuck = 0;
+    eventfdDrain(writing - 1);
+    this.#onStuck(writing - 1);
+  }
+}

@@ -1,0 +1,95 @@
+/**
+ * The run directory: private to its user (R21), owned by one live daemon at a time. A lock file says so: the lock
+ * goes with the process, however it ends, so that the next daemon takes over what a killed one left.
+ */
+import {
+  chmodSync,
+  closeSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  ftruncateSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { CONTROL_SOCKET } from '../abi/index.ts';
+import { tryLock } from '../os/index.ts';
+
+const LOCK = 'ptnet.lock';
+/** Folder of the VMs' device sockets: RUN_DIR/vm/NAME/{memdev,ptnet0,…}.sock. */
+const VMS = 'vm';
+
+export class RunDirError extends Error {
+  constructor(message: string) {
+    super(message);
+    this.name = 'RunDirError';
+  }
+}
+
+export class RunDir {
+  readonly path: string;
+  readonly controlSocket: string;
+  readonly #lock: number;
+
+  /**
+   * Creates or takes over the directory. Sockets of a daemon that is gone are removed.
+   * @throws RunDirError if it cannot be written, is not private, or belongs to a live daemon
+   */
+  constructor(path: string) {
+    this.path = path;
+    this.controlSocket = join(path, CONTROL_SOCKET);
+    try {
+      mkdirSync(path, { recursive: true, mode: 0o700 });
+    } catch (e) {
+      throw new RunDirError(`cannot create the run directory: ${text(e)}; choose another with --run-dir`);
+    }
+    const stat = lstatSync(path);
+    const uid = process.getuid!();
+    if (!stat.isDirectory()) throw new RunDirError(`the run directory ${path} is not a directory`);
+    if (stat.uid !== uid) {
+      throw new RunDirError(
+        `the run directory ${path} belongs to user ${stat.uid}, not to you (${uid}); choose another with --run-dir`,
+      );
+    }
+    if ((stat.mode & 0o077) !== 0) chmodSync(path, 0o700);
+    try {
+      this.#lock = openSync(join(path, LOCK), 'a+', 0o600);
+    } catch (e) {
+      throw new RunDirError(`cannot write to the run directory: ${text(e)}; choose another with --run-dir`);
+    }
+    if (!tryLock(this.#lock)) {
+      const pid = readFileSync(join(path, LOCK), 'utf8').trim();
+      closeSync(this.#lock);
+      throw new RunDirError(
+        `a daemon (process ${pid}) runs in ${path} already: stop it (ptnet stop), or choose another with --run-dir`,
+      );
+    }
+    ftruncateSync(this.#lock);
+    writeFileSync(this.#lock, `${process.pid}\n`);
+    this.#clean();
+  }
+
+  /** Makes a VM's folder and returns the paths of its device sockets. */
+  vmSockets(vm: string, ports: number): { memdev: string; ptnet: string[] } {
+    const folder = join(this.path, VMS, vm);
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    return {
+      memdev: join(folder, 'memdev.sock'),
+      ptnet: Array.from({ length: ports }, (_, i) => join(folder, `ptnet${i}.sock`)),
+    };
+  }
+
+  /** Removes the sockets. The lock goes with the process; its file stays, or two daemons could each lock one. */
+  close(): void {
+    this.#clean();
+  }
+
+  #clean(): void {
+    rmSync(this.controlSocket, { force: true });
+    rmSync(join(this.path, VMS), { recursive: true, force: true });
+  }
+}
+
+const text = (e: unknown): string => (e instanceof Error ? e.message : String(e));

@@ -1,0 +1,113 @@
+/** The daemon's worker threads: n datapath threads, each with its arena, and one devices thread. */
+import type { MessagePort } from 'node:worker_threads';
+import { MessageChannel, Worker } from 'node:worker_threads';
+import type { Command, KloopEvent } from '../kloop/index.ts';
+import { CTL, datapathMailbox, Mailbox, ringDoorbell } from '../kloop/index.ts';
+import type { KloopThreadData } from '../kloop/thread.ts';
+import { Arena, ArenaSpace } from '../memory/index.ts';
+import type { DevicesCommand, DevicesEvent } from './devices.ts';
+import type { DevicesThreadData } from './devices-thread.ts';
+
+/** A datapath thread as the control thread sees it. */
+export interface Datapath {
+  readonly index: number;
+  readonly arena: Arena;
+  readonly space: ArenaSpace;
+  readonly ctl: Int32Array;
+  readonly mailbox: Mailbox<Command>;
+}
+
+export interface ThreadHooks {
+  onKloopEvent(thread: number, event: KloopEvent): void;
+  onDevicesEvent(event: DevicesEvent): void;
+  /** An exception nobody caught in a worker, or a worker that ended by itself: the daemon cannot go on. */
+  onFailure(thread: string, error: Error): void;
+}
+
+export class Threads {
+  readonly datapaths: readonly Datapath[];
+  readonly devices: Mailbox<DevicesCommand>;
+  readonly #workers: Worker[] = [];
+  #ending = false;
+
+  private constructor(datapaths: readonly Datapath[], devices: Mailbox<DevicesCommand>) {
+    this.datapaths = datapaths;
+    this.devices = devices;
+  }
+
+  /** Starts all threads; resolves when the datapath threads serve. */
+  static async start(count: number, arenaBytes: number | undefined, hooks: ThreadHooks): Promise<Threads> {
+    const datapaths: Datapath[] = [];
+    const forDevices: DevicesThreadData['threads'][number][] = [];
+    const toStart: { data: KloopThreadData; transfer: MessagePort[] }[] = [];
+    for (let index = 0; index < count; index++) {
+      const arena = Arena.create(arenaBytes);
+      const ctl = new Int32Array(new SharedArrayBuffer(4 * CTL.LENGTH));
+      const control = new MessageChannel();
+      const devices = new MessageChannel();
+      const watcher = new MessageChannel();
+      const data = { memory: arena.memory, ctl, mail: [control.port2, devices.port2], watcher: watcher.port2 };
+      toStart.push({ data, transfer: [control.port2, devices.port2, watcher.port2] });
+      forDevices.push({ memory: arena.memory, ctl, mail: devices.port1, watcher: watcher.port1 });
+      datapaths.push({
+        index,
+        arena,
+        space: new ArenaSpace(arena),
+        ctl,
+        mailbox: datapathMailbox(control.port1, ctl),
+      });
+    }
+    const devicesMail = new MessageChannel();
+    const threads = new Threads(datapaths, new Mailbox(devicesMail.port1));
+    await Promise.all(
+      toStart.map(({ data, transfer }, index) =>
+        threads.#spawn(`datapath ${index}`, '../kloop/thread.js', data, transfer, hooks, (event: KloopEvent) =>
+          hooks.onKloopEvent(index, event),
+        ),
+      ),
+    );
+    const data: DevicesThreadData = { mail: devicesMail.port2, threads: forDevices };
+    const transfer = [devicesMail.port2, ...forDevices.flatMap((t) => [t.mail, t.watcher])];
+    await threads.#spawn('devices', './devices-thread.js', data, transfer, hooks, (event: DevicesEvent) =>
+      hooks.onDevicesEvent(event),
+    );
+    return threads;
+  }
+
+  /** Resolves with the worker's first message or, for a worker that says nothing, when it runs. */
+  #spawn<E>(
+    name: string,
+    file: string,
+    workerData: object,
+    transferList: MessagePort[],
+    hooks: ThreadHooks,
+    onEvent: (event: E) => void,
+  ): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const worker = new Worker(new URL(file, import.meta.url), { workerData, transferList, name: `ptnet ${name}` });
+      this.#workers.push(worker);
+      worker.once('online', resolve);
+      worker.on('message', onEvent);
+      worker.on('error', (error: Error) => {
+        reject(error);
+        hooks.onFailure(name, error);
+      });
+      worker.on('exit', (code) => {
+        if (!this.#ending) hooks.onFailure(name, new Error(`the thread ended by itself (${code})`));
+      });
+    });
+  }
+
+  /** Ends the datapath threads' loops. The devices have to be removed before. */
+  async end(): Promise<void> {
+    this.#ending = true;
+    await Promise.all(this.datapaths.map((d) => d.mailbox.call({ op: 'end' })));
+    await Promise.all(this.#workers.map((w) => w.terminate()));
+  }
+
+  /** Rings every doorbell (R20). */
+  wakeAll(): void {
+    this.#ending = true;
+    for (const { ctl } of this.datapaths) ringDoorbell(ctl);
+  }
+}

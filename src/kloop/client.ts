@@ -1,0 +1,59 @@
+/** The asking side of another thread's mailbox: sends commands, awaits the acknowledgement. */
+import type { MessagePort } from 'node:worker_threads';
+import { eventfdSignal } from '../os/index.ts';
+import type { Command, CommandResult } from './commands.ts';
+import { CTL } from './commands.ts';
+
+export interface CommandMessage<C> {
+  readonly id: number;
+  readonly command: C;
+}
+
+export interface ReplyMessage {
+  readonly id: number;
+  readonly result: CommandResult;
+}
+
+/** One thread's way to send commands to another, in order, each answered when it has taken effect. */
+export class Mailbox<C> {
+  readonly #port: MessagePort;
+  readonly #announce: () => void;
+  readonly #pending = new Map<number, { resolve: (value: number) => void; reject: (error: Error) => void }>();
+  #next = 1;
+
+  /** @param announce tells the other thread that mail has come, if it does not look by itself */
+  constructor(port: MessagePort, announce: () => void = () => {}) {
+    this.#port = port;
+    this.#announce = announce;
+    port.on('message', (reply: ReplyMessage) => {
+      const waiting = this.#pending.get(reply.id);
+      this.#pending.delete(reply.id);
+      if (this.#pending.size === 0) port.unref();
+      if ('error' in reply.result) waiting?.reject(new Error(reply.result.error));
+      else waiting?.resolve(reply.result.value);
+    });
+    port.unref();
+  }
+
+  /** Has a command carried out. @throws Error with the other thread's own words if it failed */
+  call(command: C): Promise<number> {
+    const id = this.#next++;
+    return new Promise((resolve, reject) => {
+      this.#pending.set(id, { resolve, reject });
+      this.#port.ref();
+      this.#port.postMessage({ id, command } satisfies CommandMessage<C>);
+      this.#announce();
+    });
+  }
+}
+
+/** Wakes a datapath thread so that it looks at its mailbox. */
+export function ringDoorbell(ctl: Int32Array): void {
+  Atomics.store(ctl, CTL.MAIL, 1);
+  eventfdSignal(Atomics.load(ctl, CTL.DOORBELL));
+}
+
+/** A mailbox of a datapath thread, which sleeps in epoll and has to be woken. */
+export function datapathMailbox(port: MessagePort, ctl: Int32Array): Mailbox<Command> {
+  return new Mailbox(port, () => ringDoorbell(ctl));
+}

@@ -1,0 +1,61 @@
+/**
+ * What other threads ask of a datapath thread. A command travels as a message on a MessagePort, announced by the
+ * thread's doorbell; it is carried out between two turns and answered when it has taken effect (R18).
+ * Addresses are arena offsets, descriptors are of this process.
+ */
+
+/** One ring to start: where its CSB halves are mapped. */
+export interface RingStart {
+  readonly kring: number;
+  readonly atok: number;
+  readonly ktoa: number;
+}
+
+export type Command =
+  | { readonly op: 'domain-add'; readonly domain: number }
+  | { readonly op: 'domain-remove'; readonly domain: number }
+  | { readonly op: 'port-attach'; readonly domain: number; readonly port: number }
+  | { readonly op: 'port-detach'; readonly domain: number; readonly port: number }
+  /** Watches a device's kick eventfd. The sender closes it only after `kick-remove` was answered. */
+  | { readonly op: 'kick-add'; readonly fd: number }
+  | { readonly op: 'kick-remove'; readonly fd: number }
+  /** Sets (fd >= 0) or clears (-1) the eventfds that interrupt the users of rings; old ones are free once answered. */
+  | { readonly op: 'irq'; readonly irqs: readonly { readonly kring: number; readonly fd: number }[] }
+  /** CREATE: starts all rings of a device, or none. */
+  | {
+      readonly op: 'start';
+      readonly domain: number;
+      readonly port: number;
+      readonly vnetHdrLen: number;
+      readonly rings: readonly RingStart[];
+    }
+  /** DELETE and every other stop: one last sync, then the rings rest; positions stay. */
+  | { readonly op: 'stop'; readonly krings: readonly number[] }
+  /** New rings (R19): positions at their start. Only while stopped. */
+  | { readonly op: 'reset'; readonly krings: readonly number[] }
+  | { readonly op: 'end' };
+
+/** `value`: the port number for port-attach; 0 or a positive errno for start; else 0. */
+export type CommandResult = { readonly value: number } | { readonly error: string };
+
+/** What a datapath thread says of its own accord, to the control thread. */
+export type KloopEvent =
+  /** A trap stopped a domain (R2). */
+  { readonly event: 'trap'; readonly domain: number; readonly error: string } | { readonly event: 'ready' };
+
+/** Words of the thread's control block (Int32Array over a SharedArrayBuffer), shared with the other threads. */
+export const CTL = {
+  /** Set by whoever rings the doorbell, cleared when mail is taken. */
+  MAIL: 0,
+  /** 1 while the thread sleeps in epoll. */
+  ASLEEP: 1,
+  /** Turns of the loop, wrapping: the heartbeat (R15). */
+  HEARTBEAT: 2,
+  /** 1 + the descriptor being written to, or 0 (R15). */
+  WRITING: 3,
+  /** 1 while the devices thread watches the heartbeat. */
+  WATCHED: 4,
+  /** The doorbell's descriptor. */
+  DOORBELL: 5,
+  LENGTH: 16,
+} as const;

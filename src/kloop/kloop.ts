@@ -1,0 +1,262 @@
+/**
+ * The loop of a datapath thread (netmap's sync-kloop): serves the rings of its domains while they move; when nothing
+ * moved for a short adaptive while it arms, looks again, sleeps (shared/design.md 6).
+ *
+ * `Kloop` knows no thread: `turn` and `execute` can be driven by a test; `run` is the whole life of a thread.
+ * Owner of everything host-private in its arena's domains. Nothing here allocates once traffic flows.
+ */
+import type { Views } from '../abi/index.ts';
+import { kring, port as portLayout } from '../abi/index.ts';
+import type { Arena } from '../memory/index.ts';
+import { Epoll, EPOLLET, EPOLLIN, errno, eventfd, eventfdSignal } from '../os/index.ts';
+import type { Command, CommandResult, RingStart } from './commands.ts';
+import { CTL } from './commands.ts';
+import type { Datapath } from './datapath.ts';
+import { drainSignals } from './datapath.ts';
+
+/** After arming, the thread keeps looking this long before it sleeps: no store is invisible for longer (R12). */
+const LOOK_US = 20;
+/** Longest sleep while any ring runs: what a lost wake-up can cost (R12). */
+const SLEEP_MS = 100;
+/** Bounds of the adaptive spin, µs. It doubles when a sleep turned out short, halves when a spin was in vain. */
+const SPIN_MIN_US = 4;
+const SPIN_MAX_US = 64;
+/** A sleep shorter than this would better have been a spin. */
+const SHORT_SLEEP_US = 50;
+
+interface Domain {
+  readonly address: number;
+  /** Set when a trap stopped it (R2). */
+  error: string | undefined;
+}
+
+export interface KloopHooks {
+  /** Takes the commands that wait, if any, and answers them. */
+  takeMail(): void;
+  /** A trap stopped a domain. */
+  onTrap(domain: number, error: string): void;
+  /** The thread is awake and nobody watches its heartbeat. */
+  onUnwatched(): void;
+}
+
+export class Kloop {
+  readonly doorbell = eventfd();
+  readonly #m: Views;
+  readonly #datapath: Datapath;
+  readonly #hooks: KloopHooks;
+  readonly #ctl: Int32Array;
+  readonly #epoll = new Epoll(64);
+  #domains: Domain[] = [];
+  /** Descriptor that interrupts the user of a ring, by kring address. */
+  readonly #irqs = new Map<number, number>();
+  readonly #running = new Set<number>();
+  #ended = false;
+  #armed = false;
+  #spinUs = SPIN_MIN_US;
+
+  constructor(arena: Arena, datapath: Datapath, ctl: Int32Array, hooks: KloopHooks) {
+    this.#m = arena.m;
+    this.#datapath = datapath;
+    this.#ctl = ctl;
+    this.#hooks = hooks;
+    Atomics.store(ctl, CTL.DOORBELL, this.doorbell);
+    this.#epoll.add(this.doorbell, EPOLLIN | EPOLLET, this.doorbell);
+  }
+
+  /** Serves every domain once (R8). Returns the slots that moved. */
+  turn(): number {
+    let moved = 0;
+    for (const domain of this.#domains) {
+      if (domain.error !== undefined) continue;
+      try {
+        moved += this.#datapath.serve(domain.address);
+        this.#signal(domain.address);
+      } catch (e) {
+        this.#trapped(domain, e);
+      }
+    }
+    return moved;
+  }
+
+  /** Until `end`: turns, mail, sleep. */
+  run(): void {
+    let idleSince = 0;
+    let armedAt = 0;
+    while (!this.#ended) {
+      if (Atomics.load(this.#ctl, CTL.MAIL) !== 0) {
+        this.#hooks.takeMail();
+        continue;
+      }
+      if (this.#armed) {
+        if (this.#look()) {
+          // Rings that moved are disarmed as they are served; the others' owners may kick, which costs a look.
+          this.#armed = false;
+          idleSince = 0;
+        } else if (nowUs() - armedAt >= LOOK_US) {
+          const slept = this.#sleep();
+          if (slept > 0 && slept < SHORT_SLEEP_US) this.#spinUs = Math.min(SPIN_MAX_US, this.#spinUs * 2);
+        }
+        continue;
+      }
+      Atomics.add(this.#ctl, CTL.HEARTBEAT, 1);
+      if (this.turn() > 0) {
+        idleSince = 0;
+        continue;
+      }
+      const now = nowUs();
+      if (idleSince === 0) idleSince = now;
+      else if (now - idleSince >= this.#spinUs) {
+        this.#spinUs = Math.max(SPIN_MIN_US, this.#spinUs / 2);
+        this.#arm();
+        armedAt = now;
+      }
+    }
+  }
+
+  /** Carries out one command. Never throws. */
+  execute(command: Command): CommandResult {
+    try {
+      return { value: this.#execute(command) };
+    } catch (e) {
+      return { error: `datapath: ${command.op}: ${e instanceof Error ? e.message : String(e)}` };
+    }
+  }
+
+  #execute(command: Command): number {
+    switch (command.op) {
+      case 'domain-add':
+        this.#datapath.valeInit(command.domain);
+        this.#domains.push({ address: command.domain, error: undefined });
+        return 0;
+      case 'domain-remove':
+        this.#domains = this.#domains.filter((d) => d.address !== command.domain);
+        return 0;
+      case 'port-attach':
+        return this.#datapath.valeAttach(command.domain, command.port);
+      case 'port-detach':
+        // What a trap left of a domain is not touched any more; its memory goes with it.
+        if (this.#failed(command.domain)) return 0;
+        return this.#datapath.valeDetach(command.domain, command.port);
+      case 'kick-add':
+        this.#epoll.add(command.fd, EPOLLIN | EPOLLET, command.fd);
+        return 0;
+      case 'kick-remove':
+        this.#epoll.remove(command.fd);
+        return 0;
+      case 'irq':
+        for (const { kring: k, fd } of command.irqs) {
+          if (fd >= 0) this.#irqs.set(k, fd);
+          else this.#irqs.delete(k);
+        }
+        return 0;
+      case 'start':
+        return this.#start(command.domain, command.port, command.vnetHdrLen, command.rings);
+      case 'stop':
+        for (const k of command.krings) this.#stop(k);
+        return 0;
+      case 'reset':
+        for (const k of command.krings) this.#datapath.krReset(k);
+        return 0;
+      case 'end':
+        this.#ended = true;
+        return 0;
+    }
+  }
+
+  #failed(domain: number): boolean {
+    return this.#domains.find((d) => d.address === domain)?.error !== undefined;
+  }
+
+  /** CREATE. Returns 0 or a positive errno. */
+  #start(domain: number, port: number, vnetHdrLen: number, rings: readonly RingStart[]): number {
+    if (this.#failed(domain)) return errno.EIO;
+    for (const { kring: k, atok, ktoa } of rings) {
+      if (this.#running.has(k)) return errno.EBUSY;
+      kring.set.atok(this.#m, k, atok);
+      kring.set.ktoa(this.#m, k, ktoa);
+      const error = this.#datapath.krCheck(k);
+      if (error !== 0) return -error;
+    }
+    portLayout.set.vnet_hdr_len(this.#m, port, vnetHdrLen);
+    for (const { kring: k } of rings) {
+      this.#datapath.krStart(k);
+      this.#running.add(k);
+    }
+    return 0;
+  }
+
+  #stop(k: number): void {
+    if (!this.#running.delete(k)) return;
+    const address = portLayout.get.domain(this.#m, kring.get.port(this.#m, k));
+    const domain = this.#domains.find((d) => d.address === address);
+    if (domain === undefined) return;
+    this.#guard(domain, () => {
+      this.#datapath.krStop(k);
+      this.#signal(address);
+    });
+  }
+
+  /** Interrupts the users of a domain's rings that asked for it. */
+  #signal(domain: number): void {
+    drainSignals(this.#m, domain, this.#interrupt);
+  }
+
+  readonly #interrupt = (k: number): void => {
+    const fd = this.#irqs.get(k);
+    if (fd === undefined) return;
+    // A client may have made its eventfd blocking and full: then the devices thread frees this write (R15).
+    Atomics.store(this.#ctl, CTL.WRITING, fd + 1);
+    eventfdSignal(fd);
+    Atomics.store(this.#ctl, CTL.WRITING, 0);
+  };
+
+  #arm(): void {
+    for (const d of this.#domains) {
+      this.#guard(d, () => {
+        this.#datapath.arm(d.address);
+        this.#signal(d.address);
+      });
+    }
+    this.#armed = true;
+  }
+
+  #look(): boolean {
+    for (const d of this.#domains) {
+      let moved = 0;
+      this.#guard(d, () => (moved = this.#datapath.look(d.address)));
+      if (moved !== 0) return true;
+    }
+    return false;
+  }
+
+  /** Sleeps until a kick, the doorbell or SLEEP_MS. Returns the µs slept. */
+  #sleep(): number {
+    const before = nowUs();
+    Atomics.store(this.#ctl, CTL.ASLEEP, 1);
+    // Edge-triggered and never read: an eventfd that was written since the last wait is reported once (R14).
+    if (Atomics.load(this.#ctl, CTL.MAIL) === 0) this.#epoll.wait(this.#running.size > 0 ? SLEEP_MS : -1);
+    Atomics.store(this.#ctl, CTL.ASLEEP, 0);
+    Atomics.add(this.#ctl, CTL.HEARTBEAT, 1);
+    if (Atomics.load(this.#ctl, CTL.WATCHED) === 0) this.#hooks.onUnwatched();
+    return nowUs() - before;
+  }
+
+  #guard(domain: Domain, action: () => void): void {
+    if (domain.error !== undefined) return;
+    try {
+      action();
+    } catch (e) {
+      this.#trapped(domain, e);
+    }
+  }
+
+  #trapped(domain: Domain, e: unknown): void {
+    domain.error = e instanceof Error ? e.message : String(e);
+    this.#hooks.onTrap(domain.address, domain.error);
+  }
+}
+
+/** Monotonic time in µs. */
+function nowUs(): number {
+  return performance.now() * 1000;
+}

@@ -1,0 +1,3 @@
+/** The control half of ports: names and registrations. */
+export * from './names.ts';
+export * from './registration.ts';
