@@ -1,0 +1,20 @@
+/** What an application imports: open a netmap port, use its rings (docs/api.md). */
+export {
+  type ControlReply,
+  type DaemonStatus,
+  NAF_FORCE_READ,
+  NAF_FORCE_RECLAIM,
+  NETMAP_MAX_FRAGS,
+  NR_DIR_RX,
+  NR_DIR_TX,
+  NS_BUF_CHANGED,
+  NS_INDIRECT,
+  NS_MOREFRAG,
+  NS_RFRAGS_SHIFT,
+  type Views,
+} from '../abi/index.ts';
+export { defaultRunDir, SysError } from '../os/index.ts';
+export { controlRequest, listDaemon, stopDaemon } from './control.ts';
+export { type DeviceOptions, type OpenPortOptions, openDevice, openPort } from './open.ts';
+export { NetmapPort, POLLIN, POLLOUT, type WaitOptions } from './port.ts';
+export { NetmapRing } from './ring.ts';

@@ -1,0 +1,264 @@
+/**
+ * An open netmap port: rings, the sync functions and the two ways to wait. What an application has after NIOCREGIF and
+ * mmap of a netmap descriptor, in one object.
+ */
+import type { Views } from '../abi/index.ts';
+import type { GuestKring, Memdev, PtnetDriver } from '../guest/index.ts';
+import type { Watch } from '../os/index.ts';
+import { errno, eventfdRead, POLLERR, POLLHUP, POLLIN, POLLOUT, PollSet, SysError, watch } from '../os/index.ts';
+import { NetmapRing } from './ring.ts';
+
+export { POLLIN, POLLOUT } from '../os/index.ts';
+
+export interface WaitOptions {
+  /** Milliseconds; without it (or negative) there is no limit. */
+  readonly timeoutMs?: number;
+  /** Ends the wait: it throws the signal's reason. */
+  readonly signal?: AbortSignal;
+}
+
+const TX = 0;
+const RX = 1;
+const HANGUP = 2;
+
+export class NetmapPort {
+  /** The name it was opened by, e.g. "vale0:x". */
+  readonly name: string;
+  /** Ethernet address, e.g. "02:00:00:00:00:01". */
+  readonly mac: string;
+  /** Views over this process's arena: rings and buffers are in it. Addresses die with `close`. */
+  readonly m: Views;
+  readonly txRings: readonly NetmapRing[];
+  readonly rxRings: readonly NetmapRing[];
+  /** Bytes of a buffer. */
+  readonly bufSize: number;
+  /** Bytes of the VirtIO network header that every frame begins with (0: none). */
+  readonly vnetHdrLen: number;
+  readonly #driver: PtnetDriver;
+  readonly #tx: readonly GuestKring[];
+  readonly #rx: readonly GuestKring[];
+  readonly #buffers: number;
+  readonly #numBufs: number;
+  readonly #release: () => Promise<void>;
+  readonly #pollSet: PollSet;
+  /** Why the port is no longer usable. */
+  #gone: string | undefined;
+  #closing: Promise<void> | undefined;
+  /** Pending waits that want each direction: while there are any, its interrupts stay on. */
+  readonly #waiting = [0, 0];
+  readonly #wakeUps = new Set<() => void>();
+  #watches: readonly Watch[] | undefined;
+
+  /**
+   * Made by openPort and openDevice. The driver's rings run.
+   * @param release called once at close, after the driver was detached
+   */
+  constructor(name: string, driver: PtnetDriver, memdev: Memdev, release: () => Promise<void>) {
+    this.name = name;
+    this.mac = driver.mac;
+    this.m = memdev.space.arena.m;
+    this.bufSize = memdev.bufPool.objsz;
+    this.vnetHdrLen = driver.vnetHdrLen;
+    this.#driver = driver;
+    this.#tx = driver.txRings;
+    this.#rx = driver.rxRings;
+    this.#buffers = memdev.region + memdev.bufPool.ofs;
+    this.#numBufs = memdev.bufPool.objnum;
+    this.#release = release;
+    const ring = (kring: GuestKring): NetmapRing =>
+      new NetmapRing(kring, this.bufSize, this.#buffers, memdev.bufPool.objnum);
+    this.txRings = driver.txRings.map(ring);
+    this.rxRings = driver.rxRings.map(ring);
+    this.#pollSet = new PollSet([
+      { fd: driver.txEventfd, events: POLLIN },
+      { fd: driver.rxEventfd, events: POLLIN },
+      { fd: driver.pci.hangupFd, events: 0 },
+    ]);
+    void this.#followGone();
+  }
+
+  async #followGone(): Promise<void> {
+    const reason = await this.#driver.pci.gone;
+    this.#gone ??= reason;
+    this.#wake();
+  }
+
+  /** NETMAP_BUF: byte offset in `m.u8` of a buffer of the port's region. */
+  bufOfs(bufIdx: number): number {
+    if (!(bufIdx >= 0 && bufIdx < this.#numBufs)) {
+      throw new RangeError(`port ${this.name} has no buffer ${bufIdx}: there are 2 to ${this.#numBufs - 1}`);
+    }
+    return this.#buffers + bufIdx * this.bufSize;
+  }
+
+  /** NIOCTXSYNC: hands filled slots to the host, takes back the ones it has sent. All tx rings. Never waits. */
+  txsync(): void {
+    if (this.#gone !== undefined) this.#throwGone();
+    const rings = this.#tx;
+    for (let i = 0; i < rings.length; i++) if (rings[i]!.sync()) this.#driver.kick(rings[i]!.dir, i);
+  }
+
+  /** NIOCRXSYNC: gives consumed slots back, takes new packets. All rx rings. Never waits. */
+  rxsync(): void {
+    if (this.#gone !== undefined) this.#throwGone();
+    const rings = this.#rx;
+    for (let i = 0; i < rings.length; i++) if (rings[i]!.sync()) this.#driver.kick(rings[i]!.dir, i);
+  }
+
+  /**
+   * poll(2) on a netmap descriptor; blocks the thread (timers, promises and JavaScript signal handlers wait: see `wait`).
+   * Syncs: hands over pending tx slots in any case, all rings of the wanted directions.
+   * @param events POLLIN: a packet beyond cur in some rx ring; POLLOUT: room beyond cur in some tx ring
+   * @param timeoutMs milliseconds, 0 returns at once, -1 has no limit
+   * @returns those of `events` that hold, 0 at a time-out or when a signal interrupted the wait
+   * @throws SysError ENODEV when the daemon is gone
+   */
+  poll(events: number, timeoutMs: number): number {
+    let ready = this.#syncAll(events);
+    if (ready !== 0 || timeoutMs === 0) return ready;
+    const end = timeoutMs < 0 ? Number.POSITIVE_INFINITY : performance.now() + timeoutMs;
+    this.#want(events);
+    try {
+      for (;;) {
+        // Interrupts are on now, so look again before sleeping (R13).
+        ready = this.#syncAll(events);
+        const left = end - performance.now();
+        if (ready !== 0 || left <= 0) return ready;
+        const n = this.#pollSet.poll(left === Number.POSITIVE_INFINITY ? -1 : Math.ceil(left));
+        if (n === 0) return this.#syncAll(events);
+        this.#drain();
+        if ((this.#pollSet.revents(HANGUP) & (POLLHUP | POLLERR)) !== 0) {
+          this.#gone ??= 'it ended the connection';
+          this.#wake();
+          this.#throwGone();
+        }
+      }
+    } finally {
+      this.#unwant(events);
+    }
+  }
+
+  /**
+   * `poll` on the event loop: the thread goes on with other things. Several waits may be pending.
+   * @returns those of `events` that hold, 0 at a time-out
+   * @throws SysError ENODEV when the daemon is gone or the port was closed; the reason of `signal`
+   */
+  async wait(events: number, options: WaitOptions = {}): Promise<number> {
+    const { timeoutMs = -1, signal } = options;
+    signal?.throwIfAborted();
+    let ready = this.#syncAll(events);
+    if (ready !== 0 || timeoutMs === 0) return ready;
+    this.#want(events);
+    let timer: NodeJS.Timeout | undefined;
+    let expired = false;
+    let wakeUp: (() => void) | undefined;
+    const onAbort = (): void => wakeUp?.();
+    signal?.addEventListener('abort', onAbort);
+    if (timeoutMs > 0) {
+      timer = setTimeout(() => {
+        expired = true;
+        wakeUp?.();
+      }, timeoutMs);
+    }
+    try {
+      for (;;) {
+        ready = this.#syncAll(events);
+        if (ready !== 0 || expired) return ready;
+        signal?.throwIfAborted();
+        await new Promise<void>((resolve) => {
+          wakeUp = resolve;
+          this.#wakeUps.add(resolve);
+          this.#watch();
+        });
+      }
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener('abort', onAbort);
+      this.#unwant(events);
+    }
+  }
+
+  /** Stops the rings and gives everything back; the daemon removes the port. Pending waits end with an error. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    const daemonGone = this.#gone !== undefined;
+    this.#gone ??= 'the port was closed';
+    this.#wake();
+    for (const w of this.#watches ?? []) w.close();
+    this.#watches = [];
+    for (const ring of [...this.txRings, ...this.rxRings]) ring.detach();
+    try {
+      await this.#driver.detach(daemonGone);
+    } finally {
+      await this.#release();
+    }
+  }
+
+  /** Syncs as netmap_poll does; returns those of `events` that hold. */
+  #syncAll(events: number): number {
+    if (this.#gone !== undefined) this.#throwGone();
+    let ready = 0;
+    for (let i = 0; i < this.#tx.length; i++) {
+      const kring = this.#tx[i]!;
+      if ((events & POLLOUT) === 0 && !kring.pending) continue;
+      if (kring.sync()) this.#driver.kick(kring.dir, i);
+      if (kring.rcur !== kring.rtail) ready |= POLLOUT;
+    }
+    if ((events & POLLIN) === 0) return ready & events;
+    for (let i = 0; i < this.#rx.length; i++) {
+      const kring = this.#rx[i]!;
+      if (kring.sync()) this.#driver.kick(kring.dir, i);
+      if (kring.rcur !== kring.rtail) ready |= POLLIN;
+    }
+    return ready & events;
+  }
+
+  /** Turns on the interrupts of the wanted directions. */
+  #want(events: number): void {
+    if ((events & POLLOUT) !== 0 && this.#waiting[TX]!++ === 0) for (const kring of this.#tx) kring.arm();
+    if ((events & POLLIN) !== 0 && this.#waiting[RX]!++ === 0) for (const kring of this.#rx) kring.arm();
+  }
+
+  #unwant(events: number): void {
+    if ((events & POLLOUT) !== 0 && --this.#waiting[TX]! === 0 && !this.#closing) this.#disarm(this.#tx);
+    if ((events & POLLIN) !== 0 && --this.#waiting[RX]! === 0 && !this.#closing) this.#disarm(this.#rx);
+  }
+
+  #disarm(krings: readonly GuestKring[]): void {
+    for (const kring of krings) kring.disarm();
+  }
+
+  /** Clears interrupts that poll(2) reported; pending waits look for themselves. */
+  #drain(): void {
+    if ((this.#pollSet.revents(TX) & POLLIN) !== 0) eventfdRead(this.#driver.txEventfd);
+    if ((this.#pollSet.revents(RX) & POLLIN) !== 0) eventfdRead(this.#driver.rxEventfd);
+    this.#wake();
+  }
+
+  #wake(): void {
+    for (const wakeUp of this.#wakeUps) wakeUp();
+    this.#wakeUps.clear();
+    for (const w of this.#watches ?? []) w.update({ readable: false, writable: false });
+  }
+
+  /** Watches the eventfds on the event loop until the next wake-up. */
+  #watch(): void {
+    const interest = { readable: true, writable: false };
+    this.#watches ??= [this.#driver.txEventfd, this.#driver.rxEventfd].map((fd) =>
+      watch(fd, interest, () => {
+        eventfdRead(fd);
+        this.#wake();
+      }),
+    );
+    for (const w of this.#watches) w.update(interest);
+  }
+
+  #throwGone(): never {
+    const why = this.#closing === undefined ? `the daemon of port ${this.name} is gone` : `port ${this.name}`;
+    throw new SysError(`${why} (${this.#gone})`, errno.ENODEV);
+  }
+}

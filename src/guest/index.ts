@@ -1,0 +1,6 @@
+/** The ptnet driver and the transports it reaches devices by. */
+export * from './driver.ts';
+export * from './kring.ts';
+export * from './memdev.ts';
+export * from './pci.ts';
+export * from './vfio-user-pci.ts';
