@@ -45,7 +45,7 @@ test('the driver makes its register accesses in the order of ptnet_attach', asyn
   const { driver, memdev } = await attached(host);
   await driver.create();
   await driver.detach();
-  const csb = ['CSB_GH_BAH', 'CSB_GH_BAL', 'CSB_HG_BAH', 'CSB_HG_BAL'];
+  const csbRegisters = ['CSB_GH_BAH', 'CSB_GH_BAL', 'CSB_HG_BAH', 'CSB_HG_BAL'];
   assert.deepEqual(host.ptnet.log, [
     'write PTFEAT 0',
     'read PTFEAT',
@@ -69,7 +69,7 @@ test('the driver makes its register accesses in the order of ptnet_attach', asyn
     'read PTCTL',
     'write PTCTL 2',
     'read PTCTL',
-    ...csb.map((name) => `write ${name} 0`),
+    ...csbRegisters.map((name) => `write ${name} 0`),
   ]);
   assert.equal(host.ptnet.config.getUint16(PCI.COMMAND, true), 7);
   assert.deepEqual(host.ptnet.msix, []);
