@@ -46,6 +46,7 @@ export class Daemon {
   #control: ControlServer | undefined;
   #resolveExited!: (exit: DaemonExit) => void;
   #stopping: Promise<void> | undefined;
+  #ending = false;
 
   private constructor(config: DaemonConfig, version: string, log: Logger) {
     this.config = config;
@@ -124,6 +125,7 @@ export class Daemon {
   }
 
   async #stop(reason: string, code: number): Promise<void> {
+    this.#ending = true;
     this.log.info(`stopping: ${reason}`);
     const late = setTimeout(() => {
       this.log.error('the threads did not end in time; ending the process');
@@ -214,7 +216,7 @@ export class Daemon {
       reply: { ok: true, op: 'open', port: name },
       fds: [memdevPeer, ptnetPeer],
       onEnd: () => {
-        if (this.#stopping !== undefined) return;
+        if (this.#ending) return;
         this.#opened.delete(group);
         this.#switchboard.close(group).then(
           () => this.log.info(`${name}: closed`),

@@ -35,7 +35,7 @@ export interface KloopHooks {
   takeMail(): void;
   /** A trap stopped a domain. */
   onTrap(domain: number, error: string): void;
-  /** The thread is awake and nobody watches its heartbeat. */
+  /** The thread is about to write to a client's eventfd and nobody watches its heartbeat. */
   onUnwatched(): void;
 }
 
@@ -205,6 +205,7 @@ export class Kloop {
     const fd = this.#irqs.get(k);
     if (fd === undefined) return;
     // A client may have made its eventfd blocking and full: then the devices thread frees this write (R15).
+    if (Atomics.load(this.#ctl, CTL.WATCHED) === 0) this.#hooks.onUnwatched();
     Atomics.store(this.#ctl, CTL.WRITING, fd + 1);
     eventfdSignal(fd);
     Atomics.store(this.#ctl, CTL.WRITING, 0);
@@ -237,7 +238,6 @@ export class Kloop {
     if (Atomics.load(this.#ctl, CTL.MAIL) === 0) this.#epoll.wait(this.#running.size > 0 ? SLEEP_MS : -1);
     Atomics.store(this.#ctl, CTL.ASLEEP, 0);
     Atomics.add(this.#ctl, CTL.HEARTBEAT, 1);
-    if (Atomics.load(this.#ctl, CTL.WATCHED) === 0) this.#hooks.onUnwatched();
     return nowUs() - before;
   }
 
