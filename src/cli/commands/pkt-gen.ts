@@ -1,0 +1,120 @@
+/** `ptnet pkt-gen`: netmap's packet generator on a port of the daemon. docs/pkt-gen.md describes it. */
+import { setTimeout } from 'node:timers/promises';
+import type { Command } from 'commander';
+import { openPort } from '../../api/index.ts';
+import { type CommonFlags, collect, command } from '../command.ts';
+import { Frame } from '../pkt-gen/frame.ts';
+import { FUNCTIONS, type Job, type PktGenFlags, parseJob } from '../pkt-gen/options.ts';
+import { pingLoop, pongLoop } from '../pkt-gen/ping-pong.ts';
+import { makeResult, type PktGenResult, summary } from '../pkt-gen/report.ts';
+import { type PktPort, Run } from '../pkt-gen/run.ts';
+import { rxLoop, txLoop } from '../pkt-gen/tx-rx.ts';
+
+export function pktGenCommand(): Command {
+  return command('pkt-gen', "send, receive or measure packets, with the options of netmap's pkt-gen", [
+    ['ptnet pkt-gen -i vale0:a -f rx', 'count what arrives, until Ctrl-C'],
+    ['ptnet pkt-gen -i vale0:b -f tx -n 1000000 -l 512', 'send a million packets of 512 bytes'],
+    [
+      'ptnet pkt-gen -i vale0:b -f tx -R 10000 -d 10.0.0.2:53 -D 02:00:00:00:00:01',
+      '10000 packets a second to one address',
+    ],
+    ['ptnet pkt-gen -i vale0:a -f pong', 'answer pings'],
+    ['ptnet pkt-gen -i vale0:b -f ping -n 10000 --json', 'measure 10000 round trips; the result as JSON'],
+  ])
+    .option('-i <port>', 'the port, e.g. vale0:x')
+    .option('-f <function>', `what to do: ${FUNCTIONS.join(', ')} (default: rx)`)
+    .option('-n <count>', 'packets, or round trips; 0 has no end (default: 0)')
+    .option(
+      '-l <size>',
+      'bytes of a packet without CRC (default: 60); given twice: random, from the second to below the first',
+      collect,
+    )
+    .option('-b <burst>', 'most packets at a time (default: 512; ping and pong 1)')
+    .option('-s <ip[:port[-ip:port]]>', 'source address and port, or range (default: 10.0.0.1:1234)')
+    .option('-d <ip[:port[-ip:port]]>', 'destination address and port, or range (default: 10.1.0.1:1234)')
+    .option('-S <mac>', "source Ethernet address (default: the port's)")
+    .option('-D <mac>', 'destination Ethernet address (default: ff:ff:ff:ff:ff:ff)')
+    .option('-R <rate>', 'packets a second (default: as many as possible)')
+    .option('-T <ms>', 'milliseconds between reports (default: 1000)')
+    .option('-w <seconds>', 'wait before starting (default: 0)')
+    .option('-W', 'rx: end after one second without packets, once some have come')
+    .option('-X', 'dump the packets sent and received')
+    .option('-F <frags>', 'slots of a packet (NS_MOREFRAG), 1 to 63')
+    .option('-M <bytes>', "with -F: most bytes of a slot (default: the buffer's size)")
+    .option('-C <tx_slots[,rx_slots[,tx_rings[,rx_rings]]]>', 'slots and rings of the port')
+    .option('-N', 'do not shorten numbers to K, M, G')
+    .option('-B', 'count CRC and framing (24 bytes a packet) in the bandwidth')
+    .option('-v', 'say more')
+    .option('--json', 'print the result as one JSON object instead of the summary')
+    .action((flags: PktGenFlags & CommonFlags) => pktGen(flags));
+}
+
+const log = (text: string): void => void process.stderr.write(text);
+
+async function pktGen(flags: PktGenFlags & CommonFlags): Promise<void> {
+  const job = parseJob(flags);
+  const port = await openPort(job.port, {
+    ...job.rings,
+    ...(flags.runDir === undefined ? {} : { runDir: flags.runDir }),
+  });
+  let result: PktGenResult;
+  const run = new Run(job, log);
+  // The second signal ends the process at once: the handlers are gone then.
+  const cancel = (): void => {
+    run.cancelled = true;
+    process.off('SIGINT', cancel).off('SIGTERM', cancel);
+  };
+  process.on('SIGINT', cancel).on('SIGTERM', cancel);
+  try {
+    introduce(job, port, job.json ? log : (text) => void process.stdout.write(text));
+    if (job.waitSeconds > 0) await setTimeout(job.waitSeconds * 1000);
+    result = await runJob(port, run);
+  } finally {
+    process.off('SIGINT', cancel).off('SIGTERM', cancel);
+    await port.close();
+  }
+  process.stdout.write(job.json ? `${JSON.stringify(result)}\n` : summary(job, result));
+}
+
+/** Runs a job on a port to its end. */
+export async function runJob(port: PktPort, run: Run): Promise<PktGenResult> {
+  const { job, counters } = run;
+  const frame = new Frame({
+    size: job.size,
+    srcMac: job.srcMac ?? port.mac.split(':').map((b) => Number.parseInt(b, 16)),
+    dstMac: job.dstMac,
+    src: job.src,
+    dst: job.dst,
+    udpChecksum: job.func !== 'ping', // its payload changes in the buffer
+  });
+  switch (job.func) {
+    case 'tx':
+      await txLoop(port, run, frame);
+      return makeResult(job, port.mac, counters);
+    case 'rx':
+      await rxLoop(port, run);
+      return makeResult(job, port.mac, counters);
+    case 'ping':
+      return makeResult(job, port.mac, counters, await pingLoop(port, run, frame));
+    case 'pong':
+      await pongLoop(port, run);
+      return makeResult(job, port.mac, counters);
+  }
+}
+
+/** pkt-gen's first lines. */
+function introduce(job: Job, port: PktPort, print: (text: string) => void): void {
+  const doing = { tx: 'Sending on', rx: 'Receiving from', ping: 'Working on', pong: 'Working on' }[job.func];
+  const queues = (job.func === 'tx' ? port.txRings : port.rxRings).length;
+  print(`${doing} ${job.port}: ${queues} queues, 1 threads and 1 cpus.\n`);
+  if (job.verbose) {
+    for (const [dir, rings] of [
+      ['TX', port.txRings],
+      ['RX', port.rxRings],
+    ] as const) {
+      for (const ring of rings)
+        print(`   ${dir}${ring.ringId} slots ${ring.numSlots} buffers of ${port.bufSize} bytes\n`);
+    }
+    print(`   mac ${port.mac} burst ${job.burst} rate ${job.rate}\n`);
+  }
+}

@@ -1,0 +1,22 @@
+/** The one way a command fails: a line on stderr and an exit status (1, or 2 for a wrong command line). */
+
+/** The command line is wrong. */
+export class UsageError extends Error {
+  constructor(message: string) {
+    super(message);
+    this.name = 'UsageError';
+  }
+}
+
+/** Exit status of a wrong command line. */
+export const EXIT_USAGE = 2;
+
+/** What is printed for an error: its lines behind "ptnet: ", its stack only if asked for. */
+export function errorText(error: unknown, debug: boolean): string {
+  if (!(error instanceof Error)) return `ptnet: ${String(error)}\n`;
+  if (debug) return `ptnet: ${error.stack ?? error.message}\n`;
+  return `${error.message
+    .split('\n')
+    .map((line) => `ptnet: ${line}`)
+    .join('\n')}\n`;
+}

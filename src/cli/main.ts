@@ -1,0 +1,45 @@
+/** The `ptnet` command: finds the subcommand, runs it, turns what goes wrong into one line and an exit status. */
+import { Command, CommanderError } from 'commander';
+import { listCommand } from './commands/list.ts';
+import { pktGenCommand } from './commands/pkt-gen.ts';
+import { stopCommand } from './commands/stop.ts';
+import { vmCommand } from './commands/vm.ts';
+import { EXIT_USAGE, errorText, UsageError } from './errors.ts';
+import { VERSION } from './version.ts';
+
+function program(): Command {
+  const ptnet = new Command('ptnet')
+    .description('netmap passthrough: netmap ports for virtual machines and processes, in user space')
+    .version(VERSION)
+    .showSuggestionAfterError();
+  for (const c of [listCommand(), pktGenCommand(), vmCommand(), stopCommand()]) {
+    ptnet.addCommand(c);
+  }
+  for (const c of [ptnet, ...ptnet.commands]) {
+    c.exitOverride().configureOutput({
+      outputError: (text, write) =>
+        write(
+          `${text
+            .trim()
+            .replace(/^error: /, 'ptnet: ')
+            .replaceAll('\n', ' ')}\n`,
+        ),
+    });
+  }
+  return ptnet;
+}
+
+/** @param args the words after `ptnet` @returns the exit status */
+async function main(args: readonly string[]): Promise<number> {
+  const debug = args.includes('--debug') || (process.env['PTNET_DEBUG'] ?? '') !== '';
+  try {
+    await program().parseAsync(args, { from: 'user' });
+    return 0;
+  } catch (e) {
+    if (e instanceof CommanderError) return e.exitCode === 0 ? 0 : EXIT_USAGE; // it has printed its message
+    process.stderr.write(errorText(e, debug));
+    return e instanceof UsageError ? EXIT_USAGE : 1;
+  }
+}
+
+process.exit(await main(process.argv.slice(2)));

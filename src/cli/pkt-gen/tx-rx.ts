@@ -1,0 +1,186 @@
+/**
+ * pkt-gen's tx and rx: netmap pkt-gen's sender_body and receiver_body. A turn is one poll and one batch per ring; per
+ * packet there is a slot to write or read, and nothing is allocated.
+ */
+import { NS_BUF_CHANGED, NS_MOREFRAG, POLLIN, POLLOUT } from '../../api/index.ts';
+import type { Frame } from './frame.ts';
+import { dumpSlot, type PktPort, type PktRing, type Run } from './run.ts';
+
+/** How long a packet's slots are: the first `frags - 1` have `fragSize` bytes, the last has the rest. */
+interface Pieces {
+  readonly frags: number;
+  readonly fragSize: number;
+  /** The packet's bytes, cut; one piece only: empty (Frame.copyTo is used). */
+  readonly bytes: readonly Uint8Array[];
+}
+
+/** Cuts a packet as pkt-gen does: in `-F` pieces, more if they would be longer than `-M` or a buffer. */
+function cut(frame: Frame, wanted: number, fragSize: number, bufSize: number): Pieces {
+  const longest = fragSize > 0 ? Math.min(fragSize, bufSize) : bufSize;
+  let frags = wanted;
+  let piece = Math.floor(frame.size / wanted);
+  if (Math.ceil(frame.size / wanted) > longest || piece === 0) {
+    piece = longest;
+    frags = Math.ceil(frame.size / piece);
+  }
+  if (frags === 1) return { frags, fragSize: frame.size, bytes: [] };
+  const bytes = Array.from({ length: frags }, (_, i) =>
+    frame.bytes.subarray(i * piece, i === frags - 1 ? frame.size : (i + 1) * piece),
+  );
+  return { frags, fragSize: piece, bytes };
+}
+
+/**
+ * Fills up to `limit` packets into a ring and moves head; returns how many. Buffers are written only where the packet is
+ * not yet in them (NS_BUF_CHANGED, set on all slots at the start) or where it changes.
+ */
+function sendPackets(
+  port: PktPort,
+  ring: PktRing,
+  frame: Frame,
+  pieces: Pieces,
+  limit: number,
+  changing: boolean,
+  dump: boolean,
+): number {
+  const { m } = port;
+  const { frags } = pieces;
+  const size = frame.size;
+  let head = ring.head;
+  let space = ring.space();
+  let sent = 0;
+  for (; sent < limit && space >= frags; sent++, space -= frags) {
+    if (frags === 1) {
+      if (changing || (ring.flags(head) & NS_BUF_CHANGED) !== 0) {
+        frame.copyTo(m, ring.bufOfs(head));
+        if (changing) frame.advance();
+      }
+      ring.setLen(head, size);
+      ring.setFlags(head, 0);
+      if (dump) process.stdout.write(dumpSlot(port, ring, head));
+      head = ring.next(head);
+    } else {
+      for (let k = 0; k < frags; k++) {
+        const piece = pieces.bytes[k]!;
+        m.u8.set(piece, ring.bufOfs(head));
+        ring.setLen(head, piece.length);
+        ring.setFlags(head, k < frags - 1 ? NS_MOREFRAG : 0);
+        if (dump) process.stdout.write(dumpSlot(port, ring, head));
+        head = ring.next(head);
+      }
+      if (changing) frame.advance();
+    }
+  }
+  if (sent > 0) {
+    ring.head = head;
+    ring.cur = head;
+  }
+  // Not all fitted: wake up only when the host frees slots.
+  if (sent < limit) ring.cur = ring.tail;
+  return sent;
+}
+
+/** Sends until the count is reached or the run is cancelled, then waits until the host has taken everything. */
+export async function txLoop(port: PktPort, run: Run, frame: Frame): Promise<void> {
+  const { job, counters } = run;
+  const { burst, rate, minSize, size, dump } = job;
+  const pieces = cut(frame, job.frags, job.fragSize, port.bufSize);
+  if (minSize > 0 && pieces.frags > 1)
+    throw new Error(`-l ${size}: random sizes have to fit a buffer (${port.bufSize})`);
+  const ranges = [job.src, job.dst].some((r) => r.ip0 !== r.ip1 || r.port0 !== r.port1);
+  const changing = ranges || minSize > 0;
+  for (const ring of port.txRings) for (let i = 0; i < ring.numSlots; i++) ring.setFlags(i, NS_BUF_CHANGED);
+  const period = rate > 0 ? (burst / rate) * 1000 : 0;
+  let next = performance.now();
+  let budget = 0;
+  counters.begin = next;
+  for (;;) {
+    const now = performance.now();
+    if (run.due(now)) await run.breathe(now);
+    if (run.over(counters.pkts)) break;
+    if (rate > 0 && budget <= 0) {
+      budget = burst;
+      next += period;
+      await run.until(next);
+      if (run.cancelled) break;
+    }
+    if (port.poll(POLLOUT, run.pollTimeout(now)) === 0) continue;
+    for (let r = 0; r < port.txRings.length; r++) {
+      const ring = port.txRings[r]!;
+      let limit = rate > 0 ? budget : burst;
+      if (job.count > 0) limit = Math.min(limit, job.count - counters.pkts);
+      if (limit <= 0) break;
+      if (minSize > 0) frame.setSize(minSize + Math.floor(Math.random() * (size - minSize)));
+      const sent = sendPackets(port, ring, frame, pieces, limit, changing, dump);
+      if (sent === 0) continue;
+      counters.pkts += sent;
+      counters.bytes += sent * frame.size;
+      counters.events += 1;
+      budget -= sent;
+    }
+  }
+  await flush(port, run);
+  counters.end = performance.now();
+}
+
+/** Waits until the host has sent everything (nm_tx_pending), or 2 s after the end was asked for by a signal. */
+async function flush(port: PktPort, run: Run): Promise<void> {
+  port.txsync();
+  let giveUp = Number.POSITIVE_INFINITY;
+  for (const ring of port.txRings) {
+    while (ring.next(ring.tail) !== ring.head) {
+      const now = performance.now();
+      if (run.cancelled) giveUp = Math.min(giveUp, now + 2000);
+      if (now > giveUp) return;
+      await run.breathe(now);
+      port.txsync();
+    }
+  }
+}
+
+/** Takes up to `limit` slots out of a ring; returns the complete packets. */
+function receivePackets(port: PktPort, ring: PktRing, limit: number, run: Run): number {
+  const space = ring.space();
+  const n = space < limit ? space : limit;
+  let head = ring.head;
+  let bytes = 0;
+  let complete = 0;
+  for (let i = 0; i < n; i++) {
+    bytes += ring.len(head);
+    if (run.job.dump) process.stdout.write(dumpSlot(port, ring, head));
+    if ((ring.flags(head) & NS_MOREFRAG) === 0) complete++;
+    head = ring.next(head);
+  }
+  ring.head = head;
+  ring.cur = head;
+  run.counters.bytes += bytes;
+  return complete;
+}
+
+/** Receives until the count is reached, the run is cancelled or (-W) a second was silent after the first packet. */
+export async function rxLoop(port: PktPort, run: Run): Promise<void> {
+  const { job, counters } = run;
+  for (;;) {
+    const now = performance.now();
+    if (run.due(now)) await run.breathe(now);
+    if (run.over(counters.pkts)) break;
+    if (port.poll(POLLIN, run.pollTimeout(now)) === 0) {
+      if (job.endOnSilence && counters.events > 0 && now - counters.end >= 1000) break;
+      continue;
+    }
+    if (counters.events === 0) counters.begin = now;
+    let free = 0;
+    let got = 0;
+    for (let r = 0; r < port.rxRings.length; r++) {
+      const ring = port.rxRings[r]!;
+      free += (ring.head - ring.tail + ring.numSlots) % ring.numSlots;
+      got += receivePackets(port, ring, job.burst, run);
+    }
+    counters.pkts += got;
+    if (got > 0) counters.events += 1;
+    counters.end = now;
+    if (free < counters.minSpace) counters.minSpace = free;
+  }
+  // Gives the last slots back.
+  port.poll(POLLIN, 0);
+}
