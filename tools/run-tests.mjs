@@ -155,8 +155,9 @@ async function tests(files, concurrency) {
 
 /** A part, folder or file of the tests as a path from the checkout, or undefined if there is none. */
 function testPath(name) {
-  return [name, join('tests', name), join('test', name)].find(
-    (path) => /^tests?\//.test(path) && existsSync(path) && (statSync(path).isDirectory() || path.endsWith('.test.ts')),
+  return [name, join('tests', name)].find(
+    (path) =>
+      path.startsWith('tests/') && existsSync(path) && (statSync(path).isDirectory() || path.endsWith('.test.ts')),
   );
 }
 

@@ -1,5 +1,7 @@
 /** The `ptnet` command: finds the subcommand, runs it, turns what goes wrong into one line and an exit status. */
 import { Command, CommanderError } from 'commander';
+import { demoCommand } from './commands/demo.ts';
+import { hostCommand } from './commands/host.ts';
 import { listCommand } from './commands/list.ts';
 import { pktGenCommand } from './commands/pkt-gen.ts';
 import { stopCommand } from './commands/stop.ts';
@@ -12,7 +14,7 @@ function program(): Command {
     .description('netmap passthrough: netmap ports for virtual machines and processes, in user space')
     .version(VERSION)
     .showSuggestionAfterError();
-  for (const c of [listCommand(), pktGenCommand(), vmCommand(), stopCommand()]) {
+  for (const c of [hostCommand(), listCommand(), pktGenCommand(), vmCommand(), stopCommand(), demoCommand()]) {
     ptnet.addCommand(c);
   }
   for (const c of [ptnet, ...ptnet.commands]) {

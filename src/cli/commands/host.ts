@@ -1,0 +1,39 @@
+/** `ptnet host`: runs a daemon until a signal or `ptnet stop` ends it. */
+import type { Command } from 'commander';
+import { defaultConfig, LOG_LEVELS, loadConfig, mergeFlags } from '../../host/config.ts';
+import { startDaemon } from '../../host/daemon.ts';
+import { exitNow } from '../../os/index.ts';
+import { type CommonFlags, collect, command } from '../command.ts';
+import { VERSION } from '../version.ts';
+
+interface HostCommandFlags extends CommonFlags {
+  readonly config?: string;
+  readonly vm?: readonly string[];
+  readonly threads?: string;
+  readonly logLevel?: string;
+}
+
+export function hostCommand(): Command {
+  return command('host', 'run the daemon that serves ports to virtual machines and processes', [
+    ['ptnet host', 'serve local processes, which open ports by name'],
+    ['ptnet host --vm fw=vale0:fw,vale1:fw --vm web=vale1:web', 'two machines; see ptnet vm for their QEMU arguments'],
+    ['ptnet host --config ptnet.yaml', 'everything from a file (docs/configuration.md)'],
+  ])
+    .option('--config <file>', 'configuration file (YAML)')
+    .option('--vm <name=port[,port...]>', 'give a virtual machine its ports; may be repeated', collect)
+    .option('--threads <n>', 'datapath threads (default: 1)')
+    .option('--log-level <level>', `${LOG_LEVELS.join(', ')} (default: info)`)
+    .action(async (flags: HostCommandFlags) => {
+      const base = flags.config === undefined ? defaultConfig() : loadConfig(flags.config);
+      const daemon = await startDaemon(mergeFlags(base, flags), VERSION);
+      for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => void daemon.stop(signal));
+      const failed = (e: unknown): void => {
+        daemon.log.fatal({ err: e }, 'a fault of ptnet itself');
+        void daemon.stop('a fault of ptnet itself', 1);
+      };
+      process.on('uncaughtException', failed).on('unhandledRejection', failed);
+      const { code } = await daemon.exited;
+      // R20: no thread that is blocked in a native call keeps the process.
+      exitNow(code);
+    });
+}
