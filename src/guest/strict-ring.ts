@@ -63,6 +63,8 @@ export class StrictRing {
   hwcur = 0;
   #applNeedKick = 0;
   #syncFlags = 0;
+  /** The host has taken the ring over: what is the guest's to write, the guest alone writes. */
+  #running = false;
 
   constructor(at: StrictRingPlace) {
     this.at = at;
@@ -75,6 +77,7 @@ export class StrictRing {
     return nm_csb_atok.get.appl_need_kick(this.at.m, this.at.atok);
   }
   set applNeedKick(value: number) {
+    if (this.#running) this.#checkUntouched();
     this.#applNeedKick = value;
     nm_csb_atok.set.appl_need_kick(this.at.m, this.at.atok, value);
   }
@@ -95,6 +98,10 @@ export class StrictRing {
     return i + 1 === this.at.numSlots ? 0 : i + 1;
   }
 
+  prev(i: number): number {
+    return i === 0 ? this.at.numSlots - 1 : i - 1;
+  }
+
   /** Slots from a on to b, in ring order. */
   distance(a: number, b: number): number {
     return b >= a ? b - a : b - a + this.at.numSlots;
@@ -102,6 +109,11 @@ export class StrictRing {
 
   get space(): number {
     return this.distance(this.head, this.tail);
+  }
+
+  /** Whether the host has moved hwtail since it was last read. */
+  get moved(): boolean {
+    return nm_csb_ktoa.get.hwtail(this.at.m, this.at.ktoa) !== this.tail;
   }
 
   /**
@@ -129,7 +141,7 @@ export class StrictRing {
         return `${this.name} was deleted at head ${before.rhead} cur ${before.rcur}, now it has ${says()}`;
       });
       const moved = this.distance(before.tail, hwtail);
-      must(moved <= this.distance(before.tail, this.distance(1, before.rhead)), () => {
+      must(moved <= this.distance(before.tail, this.prev(before.rhead)), () => {
         return `${this.name} was deleted at hwtail ${before.tail}, now it has ${says()}`;
       });
     }
@@ -139,6 +151,7 @@ export class StrictRing {
     this.setTail(hwtail);
     this.setHeadCur(head, cur);
     this.#applNeedKick = 1;
+    this.#running = true;
     this.#syncFlags = nm_csb_atok.get.sync_flags(m, atok);
   }
 
@@ -174,8 +187,7 @@ export class StrictRing {
       return `${this.name}: hwcur went from ${this.hwcur} to ${hwcur}, which is backwards or past head ${this.rhead}`;
     });
     // All slots but one before hwcur are the host's to give.
-    const last = hwcur === 0 ? n - 1 : hwcur - 1;
-    must(this.distance(this.tail, hwtail) <= this.distance(this.tail, last), () => {
+    must(this.distance(this.tail, hwtail) <= this.distance(this.tail, this.prev(hwcur)), () => {
       return `${this.name}: hwtail went from ${this.tail} to ${hwtail}, which is backwards or past hwcur ${hwcur}`;
     });
     if (this.at.dir !== NR_DIR_TX) this.#checkReceived(this.tail, hwtail);

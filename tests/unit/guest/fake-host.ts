@@ -50,6 +50,7 @@ export interface FakeRing {
   readonly slots: number;
   hwcur: number;
   hwtail: number;
+  rcur: number;
 }
 
 const registerName = (table: Readonly<Record<string, number>>, ofs: number): string =>
@@ -164,7 +165,7 @@ export class FakeHost {
       const record = { ringOfs, dir, ringId: index % rings, numSlots: slots };
       writeRing(this.m, this.base, bufPool.ofs, bufSize, record, this.region.takeBuffers(slots));
       const hwtail = dir === NR_DIR_TX ? slots - 1 : 0;
-      return { dir, id: index % rings, index, ringOfs, ring: this.base + ringOfs, slots, hwcur: 0, hwtail };
+      return { dir, id: index % rings, index, ringOfs, ring: this.base + ringOfs, slots, hwcur: 0, hwtail, rcur: 0 };
     });
     const record = { name: 'fake0', nifpOfs, txRings: offsets.slice(0, rings), rxRings: offsets.slice(rings) };
     writeNetmapIf(this.m, this.base, ifPool.objsz, record);
@@ -221,6 +222,7 @@ export class FakeHost {
 
   /** The host's turn: loops what was sent back, takes what was given back, publishes. */
   turn(): void {
+    for (const ring of this.rings) ring.rcur = nm_csb_atok.get.cur(this.m, this.atok(ring));
     for (const tx of this.txRings) {
       const head = nm_csb_atok.get.head(this.m, this.atok(tx));
       let packet: Uint8Array[] = [];
@@ -316,9 +318,8 @@ export class FakeHost {
       this.space.arena.mapFile(this.csb, 8192, this.ptnet.dma.fd, 0);
     }
     for (const ring of this.rings) {
-      const cur = ring.dir === NR_DIR_TX ? ring.hwcur : nm_csb_atok.get.cur(this.m, this.atok(ring));
       nm_csb_atok.set.head(this.m, this.atok(ring), ring.hwcur);
-      nm_csb_atok.set.cur(this.m, this.atok(ring), cur);
+      nm_csb_atok.set.cur(this.m, this.atok(ring), ring.rcur);
       nm_csb_atok.set.appl_need_kick(this.m, this.atok(ring), 1);
       nm_csb_atok.set.sync_flags(this.m, this.atok(ring), 1);
       nm_csb_ktoa.set.hwcur(this.m, this.ktoa(ring), ring.hwcur);
