@@ -263,3 +263,30 @@ export function frame(dst: Uint8Array, src: Uint8Array, len = 60, tag = 0, hdr =
   f[hdr + 13] = 0xb5;
   return f;
 }
+
+/** Arena offsets the suites run at. */
+export const STARTS = [
+  ['low offsets', 4096],
+  ['R3: offsets above 2 GiB', 0xa000_0000],
+] as const;
+
+/** A switch with a rig port per options; port i is known to all others as mac(i + 1), nothing is counted as pending. */
+export function learnedRig(start: number, ports: readonly RigPortOptions[]): Rig {
+  const rig = new Rig(start);
+  for (const options of ports) rig.addPort(options);
+  for (const [i, p] of rig.ports.entries()) {
+    const ring = p.tx[0]!;
+    ring.put(frame(BROADCAST, mac(i + 1), 60, 0, ports[i]!.vnetHdrLen));
+    ring.publish();
+    rig.serve();
+  }
+  for (const p of rig.ports) for (const ring of p.rx) ring.receive();
+  rig.signals();
+  return rig;
+}
+
+/** All packets a port's rx rings lost. */
+export function drops(p: RigPort): number {
+  const names = ['drop_full', 'drop_stopped', 'drop_dst', 'drop_offload'] as const;
+  return p.rx.reduce((sum, ring) => sum + names.reduce((n, name) => n + ring.count(name), 0), 0);
+}
