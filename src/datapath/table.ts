@@ -39,7 +39,7 @@ export function lookup(d: usize, me: u32, header: v128, flags: u32): u32 {
     const learned = smac | ((<u64>me + 1) << PORT_SHIFT);
     if (load<u64>(ent, domain_ht) != learned) store<u64>(ent, learned, domain_ht);
   }
-  if ((dmac & 1) != 0) return DST_FLOOD;
+  // Group addresses are never learned, hence never found.
   const found = load<u64>(d + rthash(dmac), domain_ht);
   const port = <u32>(found >> PORT_SHIFT);
   if (((found ^ dmac) & MAC_MASK) != 0 || port == 0) return DST_FLOOD;

@@ -1,0 +1,125 @@
+/** VALE as plainly as it can be said, in TypeScript: what props/vale.test.ts compares the datapath with. */
+import { NM_BDG_HASH } from '../../src/abi/index.ts';
+
+export interface ModelPacket {
+  readonly frags: readonly Uint8Array[];
+  /** A slot of it is bad. */
+  readonly bad: boolean;
+}
+
+const NAMES = ['packets', 'slots', 'bytes', 'drop_full', 'drop_stopped', 'drop_dst', 'drop_offload'] as const;
+export type RxCounts = Record<(typeof NAMES)[number], number>;
+export type TxCounts = Record<'packets' | 'slots' | 'bytes' | 'copies' | 'drop_bad' | 'drop_nodst', number>;
+
+export class ModelRx {
+  readonly slots: number;
+  readonly bufSize: number;
+  running = true;
+  /** Slot the next frame goes to, and slots the guest has not released. */
+  tail = 0;
+  held = 0;
+  /** Positions whose buf_idx the guest spoilt. */
+  readonly spoilt = new Set<number>();
+  /** Packets that arrived since the guest last looked. */
+  arrived: Uint8Array[][] = [];
+  readonly counts: RxCounts = Object.fromEntries(NAMES.map((n) => [n, 0])) as RxCounts;
+
+  constructor(slots: number, bufSize: number) {
+    this.slots = slots;
+    this.bufSize = bufSize;
+  }
+
+  deliver(packet: readonly Uint8Array[], hdr: number, dstHdr: number): void {
+    const { counts } = this;
+    if (!this.running) return void counts.drop_stopped++;
+    if (packet.length > this.slots - 1 - this.held) return void counts.drop_full++;
+    const frags = convert(packet, hdr, dstHdr);
+    if (frags === undefined) return void counts.drop_offload++;
+    for (const [i, frag] of frags.entries()) {
+      if (frag.length > this.bufSize) return void counts.drop_dst++;
+      if (this.spoilt.has((this.tail + i) % this.slots)) {
+        this.#advance(i + 1);
+        return void counts.drop_dst++;
+      }
+    }
+    this.#advance(frags.length);
+    counts.packets++;
+    counts.slots += frags.length;
+    counts.bytes += size(frags);
+    this.arrived.push(frags.map((f) => f.slice()));
+  }
+
+  #advance(n: number): void {
+    this.tail = (this.tail + n) % this.slots;
+    this.held += n;
+  }
+}
+
+export interface ModelPort {
+  readonly hdr: number;
+  readonly rx: readonly ModelRx[];
+  readonly tx: readonly TxCounts[];
+}
+
+export class ModelVale {
+  readonly ports: readonly ModelPort[];
+  readonly #table = new Map<number, { mac: bigint; port: number }>();
+
+  constructor(ports: readonly ModelPort[]) {
+    this.ports = ports;
+  }
+
+  send(from: number, ring: number, packet: ModelPacket): void {
+    const { hdr, tx } = this.ports[from]!;
+    const counts = tx[ring]!;
+    counts.slots += packet.frags.length;
+    const eth = ethernet(packet.frags, hdr);
+    if (packet.bad || packet.frags.length > 64 || eth === undefined) return void counts.drop_bad++;
+    counts.packets++;
+    counts.bytes += size(packet.frags);
+    const dst = address(eth, 0);
+    const src = address(eth, 6);
+    if ((src & 1n) === 0n) this.#table.set(rthash(src), { mac: src, port: from });
+    const known = (dst & 1n) === 0n ? this.#table.get(rthash(dst)) : undefined;
+    if (known?.mac === dst) {
+      if (known.port === from) return void counts.drop_nodst++;
+      counts.copies++;
+      const to = this.ports[known.port]!;
+      return to.rx[ring % to.rx.length]!.deliver(packet.frags, hdr, to.hdr);
+    }
+    for (const [i, to] of this.ports.entries()) {
+      if (i === from) continue;
+      counts.copies++;
+      to.rx[0]!.deliver(packet.frags, hdr, to.hdr);
+    }
+  }
+}
+
+const size = (frags: readonly Uint8Array[]): number => frags.reduce((n, f) => n + f.length, 0);
+const address = (eth: Uint8Array, at: number): bigint => {
+  let value = 0n;
+  for (let i = 5; i >= 0; i--) value = (value << 8n) | BigInt(eth[at + i]!);
+  return value;
+};
+
+export const rthash = (mac: bigint): number =>
+  Number(BigInt.asUintN(64, mac * 0x9e37_79b9_7f4a_7c15n) / (2n ** 64n / BigInt(NM_BDG_HASH)));
+
+function ethernet(frags: readonly Uint8Array[], hdr: number): Uint8Array | undefined {
+  const [first, second] = frags;
+  const eth = first!.length > hdr ? first!.subarray(hdr) : first!.length === hdr ? second : undefined;
+  return eth !== undefined && eth.length >= 14 ? eth : undefined;
+}
+
+/** The frags as a port with another header length gets them; undefined if that would take an offload. */
+function convert(frags: readonly Uint8Array[], hdr: number, dstHdr: number): Uint8Array[] | undefined {
+  if (hdr === dstHdr) return [...frags];
+  const [first, ...rest] = frags;
+  if (dstHdr === 0) {
+    if ((first![0]! & ~2) !== 0 || first![1] !== 0) return undefined;
+    return first!.length === hdr ? rest : [first!.subarray(hdr), ...rest];
+  }
+  const header = new Uint8Array(dstHdr);
+  header.set(first!.subarray(0, Math.min(hdr, 10)));
+  return [Uint8Array.of(...header, ...first!.subarray(hdr)), ...rest];
+}

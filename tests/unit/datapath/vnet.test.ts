@@ -1,0 +1,140 @@
+/** Ports with VirtIO network headers of 0, 10 or 12 bytes on one switch. */
+import assert from 'node:assert/strict';
+import { afterEach, describe, it } from 'node:test';
+import { NS_MOREFRAG } from '../../../src/abi/index.ts';
+import type { RigRing } from './rig.ts';
+import { BROADCAST, frame, learnedRig, mac, Rig, STARTS } from './rig.ts';
+
+for (const [where, start] of STARTS) {
+  describe(`VirtIO headers, ${where}`, () => {
+    let rig: Rig;
+    afterEach(() => rig.close());
+
+    const make = (...lengths: number[]): { tx: RigRing[]; rx: RigRing[] } => {
+      rig = learnedRig(
+        start,
+        lengths.map((vnetHdrLen) => ({ vnetHdrLen })),
+      );
+      return { tx: rig.ports.map((p) => p.tx[0]!), rx: rig.ports.map((p) => p.rx[0]!) };
+    };
+    /** A frame behind a header that starts with the given bytes. */
+    const framed = (hdr: number, header: readonly number[], len = 60): Uint8Array => {
+      const f = frame(mac(2), mac(1), len, 9, hdr);
+      f.set(header);
+      return f;
+    };
+    const sendOne = (ring: RigRing, ...frags: Uint8Array[]): void => {
+      ring.putPacket(frags);
+      ring.publish();
+      rig.serve();
+    };
+    const NEEDS_CSUM = [1, 0, 0, 0, 0, 0, 34, 0, 16, 0];
+    const TCPV4 = [1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0];
+
+    for (const hdr of [10, 12]) {
+      it(`${hdr} bytes on both sides: the header goes with the frame as it is, offloads too`, () => {
+        const { tx, rx } = make(hdr, hdr, hdr);
+        for (const header of [[], NEEDS_CSUM, TCPV4, new Array<number>(hdr).fill(255)]) {
+          const f = framed(hdr, header, 200);
+          sendOne(tx[0]!, f);
+          assert.deepEqual(rx[1]!.receive(), [[f]]);
+        }
+        assert.equal(rx[2]!.receive().length, 0, 'the address was found behind the header');
+      });
+
+      it(`${hdr} bytes alone in the first slot: the frame is found in the second`, () => {
+        const { tx, rx } = make(hdr, hdr, 0);
+        const f = frame(mac(2), mac(1));
+        sendOne(tx[0]!, new Uint8Array(hdr), f);
+        assert.deepEqual(rx[1]!.receive(), [[new Uint8Array(hdr), f]]);
+        assert.equal(rx[2]!.receive().length, 0);
+        sendOne(tx[0]!, new Uint8Array(hdr), frame(mac(3), mac(1), 80));
+        assert.deepEqual(rx[2]!.receive(), [[frame(mac(3), mac(1), 80)]], 'without header: one slot less');
+      });
+
+      it(`${hdr} bytes: a frame whose Ethernet header is not whole in one slot is dropped and counted`, () => {
+        const { tx, rx } = make(hdr, hdr);
+        const f = frame(mac(2), mac(1));
+        sendOne(tx[0]!, f.slice(0, hdr - 1), f);
+        sendOne(tx[0]!, f.slice(0, hdr + 13), f);
+        sendOne(tx[0]!, f.slice(0, hdr), f.slice(0, 13));
+        sendOne(tx[0]!, f.slice(0, hdr));
+        sendOne(tx[0]!, f.slice(0, hdr + 13));
+        assert.deepEqual(rx[1]!.receive(), []);
+        assert.equal(tx[0]!.count('drop_bad'), 5);
+      });
+
+      it(`${hdr} -> 0: a header that asks for nothing is cut off, sizes and neighbours exact (R9)`, () => {
+        const { tx, rx } = make(hdr, 0);
+        for (const len of [14, 15, 16, 17, 31, 60, 64, 1514, 2048 - hdr]) {
+          rig.m.u8.fill(0x55, tx[0]!.buf(tx[0]!.head), tx[0]!.buf(tx[0]!.head) + 2048);
+          const at = rx[1]!.buf(rx[1]!.head);
+          rig.m.u8.fill(0xaa, at - 64, at + 2048 + 64);
+          sendOne(tx[0]!, framed(hdr, [2], len));
+          assert.deepEqual(rx[1]!.receive(), [[frame(mac(2), mac(1), len, 9, hdr).slice(hdr)]]);
+          for (let i = len; i < 2048 + 64; i++) assert.equal(rig.m.u8[at + i], 0xaa, `length ${len}, byte ${i}`);
+        }
+      });
+
+      it(`${hdr} -> 0: what asks for an offload is dropped and counted as drop_offload`, () => {
+        const { tx, rx } = make(hdr, 0);
+        const bad = [NEEDS_CSUM, TCPV4, [0, 1], [0, 3], [0, 4], [0, 0x80], [4], [255, 255]];
+        for (const header of bad) sendOne(tx[0]!, framed(hdr, header));
+        sendOne(tx[0]!, framed(hdr, []));
+        assert.equal(rx[1]!.receive().length, 1);
+        assert.equal(rx[1]!.count('drop_offload'), bad.length);
+      });
+
+      it(`0 -> ${hdr}: a header of zeros is put in front`, () => {
+        const { tx, rx } = make(0, hdr);
+        const f = frame(mac(2), mac(1), 1514);
+        rig.m.u8.fill(0xaa, rx[1]!.buf(rx[1]!.head), rx[1]!.buf(rx[1]!.head) + 2048);
+        sendOne(tx[0]!, f);
+        assert.deepEqual(rx[1]!.receive(), [[Uint8Array.of(...new Uint8Array(hdr), ...f)]]);
+        sendOne(tx[0]!, frame(mac(2), mac(1), 2048));
+        assert.equal(rx[1]!.count('drop_dst'), 1, 'no room for the header');
+      });
+
+      it(`0 -> ${hdr}: in a chain only the first slot changes`, () => {
+        const { tx, rx } = make(0, hdr);
+        const f = frame(mac(2), mac(1), 100);
+        tx[0]!.putPacket([f, f, f]);
+        tx[0]!.publish();
+        rig.serve();
+        const got = rx[1]!.take();
+        assert.deepEqual(
+          got.map((s) => [s.len, s.flags]),
+          [
+            [100 + hdr, 0x300 | NS_MOREFRAG],
+            [100, 0x300 | NS_MOREFRAG],
+            [100, 0x300],
+          ],
+        );
+      });
+    }
+
+    it('10 <-> 12: the first ten bytes are kept, the others are zeros', () => {
+      const { tx, rx } = make(10, 12);
+      sendOne(tx[0]!, framed(10, TCPV4));
+      const [got] = rx[1]!.receive();
+      assert.deepEqual(Array.from(got![0]!.slice(0, 12)), [...TCPV4, 0, 0]);
+      assert.deepEqual(got![0]!.slice(12), framed(10, []).slice(10));
+      tx[1]!.put(frame(mac(1), mac(2), 60, 1, 12).fill(7, 0, 12));
+      tx[1]!.publish();
+      rig.serve();
+      const [back] = rx[0]!.receive();
+      assert.deepEqual(Array.from(back![0]!.slice(0, 10)), new Array(10).fill(7));
+      assert.deepEqual(back![0]!.slice(10), frame(mac(1), mac(2), 60, 1, 12).slice(12));
+    });
+
+    it('a flood is converted for each receiver', () => {
+      const { tx, rx } = make(12, 0, 10, 12);
+      const f = frame(BROADCAST, mac(1), 60, 0, 12);
+      sendOne(tx[0]!, f);
+      assert.deepEqual(
+        [1, 2, 3].map((i) => rx[i]!.receive()[0]![0]!.length),
+        [60, 70, 72],
+      );
+    });
+  });
+}
