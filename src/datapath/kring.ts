@@ -81,8 +81,12 @@ export function txReady(kr: usize): bool {
   return cursorsValid(load<u32>(kr, kring_hwcur), hwtail, head, loadCur(atok), load<u32>(kr, kring_num_slots));
 }
 
-/** Takes back the slots which the application of a running rx ring released. After a fault: none (R7). */
+/**
+ * Takes back the slots which the application of a running rx ring released. After a fault: none (R7). Takes away the
+ * kern_need_kick of CREATE: nobody here waits for room in an rx ring (R11).
+ */
 export function rxsync(kr: usize): void {
+  setArmed(kr, 0);
   const atok: usize = load<u32>(kr, kring_atok);
   const head = loadHead(atok);
   if (accept(kr, head, loadCur(atok))) store<u32>(kr, head, kring_hwcur);

@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { netmap_slot } from '../../src/abi/index.ts';
 import type { RigPort, RigRing } from '../unit/datapath/rig.ts';
 import { Rig, STARTS } from '../unit/datapath/rig.ts';
@@ -14,9 +14,9 @@ import { ModelRx, ModelVale, rthash } from './vale-model.ts';
 const BUF_SIZE = 192;
 const runs = process.env.PTNET_LONG === '1' ? 3000 : 300;
 
+const bytes = (n: bigint) => Uint8Array.from({ length: 6 }, (_, i) => Number((n >> BigInt(8 * i)) & 255n));
 /** Addresses to use: two that share an entry of the table, some others, broadcast, multicast, zero. */
 const addresses: Uint8Array[] = (() => {
-  const bytes = (n: bigint) => Uint8Array.from({ length: 6 }, (_, i) => Number((n >> BigInt(8 * i)) & 255n));
   const first = 0x02n;
   let other = first + 0x100n;
   while (rthash(other) !== rthash(first)) other += 0x100n;

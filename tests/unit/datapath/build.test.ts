@@ -68,7 +68,9 @@ describe('docs/datapath.md', () => {
   it('names only functions that exist', () => {
     const code = [...text.values()].join('\n');
     const doc = readFileSync(join(root, 'docs/datapath.md'), 'utf8');
-    const names = new Set([...doc.matchAll(/`([A-Za-z_]\w*)(?:\(\))?`/g)].map((m) => m[1]!));
+    const quoted = [...doc.matchAll(/`([A-Za-z_]\w*)`/g)];
+    const calls = [...doc.matchAll(/^ {4,}(\w+) {2,}\w|^ {4,}(\w+)$/gm)];
+    const names = new Set([...quoted, ...calls].map((m) => m[1] ?? m[2]!));
     assert.ok(names.size > 20);
     for (const name of names) assert.match(code, new RegExp(`\\b${name}\\b`), `docs/datapath.md names \`${name}\``);
   });

@@ -6,7 +6,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { afterEach, describe, it } from 'node:test';
 import { Worker } from 'node:worker_threads';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { kring } from '../../../src/abi/index.ts';
 import type { RigPort } from './rig.ts';
 import { BROADCAST, frame, mac, Rig, STARTS } from './rig.ts';
@@ -14,6 +14,16 @@ import { BROADCAST, frame, mac, Rig, STARTS } from './rig.ts';
 const long = process.env.PTNET_LONG === '1';
 const SLOTS = 16;
 const HOSTILE = 2;
+
+/** What guest i can write: its CSB page of atok and of ktoa, its region. [offset, bytes, largest sensible value] */
+const ranges = (p: RigPort): [number, number, number][] => [
+  [p.tx[0]!.atok, 3 * 64, SLOTS],
+  [p.tx[0]!.ktoa, 3 * 64, SLOTS],
+  [p.tx[0]!.slot(0), SLOTS * 16, 50],
+  [p.tx[1]!.slot(0), SLOTS * 16, 50],
+  [p.rx[0]!.slot(0), SLOTS * 16, 50],
+  [p.regionOfs, p.region.layout.size, 255],
+];
 
 for (const [where, start] of STARTS) {
   describe(`hostile guests, ${where}`, () => {
@@ -35,16 +45,6 @@ for (const [where, start] of STARTS) {
       rig.serve();
       for (const p of rig.ports) for (const r of p.rx) r.receive();
     };
-
-    /** What guest i can write: its CSB page of atok and of ktoa, its region. [offset, bytes, largest sensible value] */
-    const ranges = (p: RigPort): [number, number, number][] => [
-      [p.tx[0]!.atok, 3 * 64, SLOTS],
-      [p.tx[0]!.ktoa, 3 * 64, SLOTS],
-      [p.tx[0]!.slot(0), SLOTS * 16, 50],
-      [p.tx[1]!.slot(0), SLOTS * 16, 50],
-      [p.rx[0]!.slot(0), SLOTS * 16, 50],
-      [p.regionOfs, p.region.layout.size, 255],
-    ];
 
     let tag = 0;
     /**
@@ -131,9 +131,10 @@ for (const [where, start] of STARTS) {
           rig.dp.look(rig.domain);
         }
       } finally {
+        // Both at once: node may emit the last message and the exit in one go.
+        const end = Promise.all([once(worker, 'message'), once(worker, 'exit')]);
         Atomics.store(stop, 0, 1);
-        const [writes] = (await once(worker, 'message')) as [number];
-        await once(worker, 'exit');
+        const [[writes]] = (await end) as [[number], unknown];
         assert.ok(writes > 0);
       }
       const [c, d] = rig.ports.slice(2);

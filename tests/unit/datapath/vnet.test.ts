@@ -5,6 +5,13 @@ import { NS_MOREFRAG } from '../../../src/abi/index.ts';
 import type { RigRing } from './rig.ts';
 import { BROADCAST, frame, learnedRig, mac, Rig, STARTS } from './rig.ts';
 
+/** A frame behind a header that starts with the given bytes. */
+const framed = (hdr: number, header: readonly number[], len = 60): Uint8Array => {
+  const f = frame(mac(2), mac(1), len, 9, hdr);
+  f.set(header);
+  return f;
+};
+
 for (const [where, start] of STARTS) {
   describe(`VirtIO headers, ${where}`, () => {
     let rig: Rig;
@@ -17,12 +24,6 @@ for (const [where, start] of STARTS) {
       );
       return { tx: rig.ports.map((p) => p.tx[0]!), rx: rig.ports.map((p) => p.rx[0]!) };
     };
-    /** A frame behind a header that starts with the given bytes. */
-    const framed = (hdr: number, header: readonly number[], len = 60): Uint8Array => {
-      const f = frame(mac(2), mac(1), len, 9, hdr);
-      f.set(header);
-      return f;
-    };
     const sendOne = (ring: RigRing, ...frags: Uint8Array[]): void => {
       ring.putPacket(frags);
       ring.publish();
@@ -34,7 +35,7 @@ for (const [where, start] of STARTS) {
     for (const hdr of [10, 12]) {
       it(`${hdr} bytes on both sides: the header goes with the frame as it is, offloads too`, () => {
         const { tx, rx } = make(hdr, hdr, hdr);
-        for (const header of [[], NEEDS_CSUM, TCPV4, new Array<number>(hdr).fill(255)]) {
+        for (const header of [[], NEEDS_CSUM, TCPV4, Array.from({ length: hdr }, () => 255)]) {
           const f = framed(hdr, header, 200);
           sendOne(tx[0]!, f);
           assert.deepEqual(rx[1]!.receive(), [[f]]);
@@ -123,7 +124,10 @@ for (const [where, start] of STARTS) {
       tx[1]!.publish();
       rig.serve();
       const [back] = rx[0]!.receive();
-      assert.deepEqual(Array.from(back![0]!.slice(0, 10)), new Array(10).fill(7));
+      assert.deepEqual(
+        Array.from(back![0]!.slice(0, 10)),
+        Array.from({ length: 10 }, () => 7),
+      );
       assert.deepEqual(back![0]!.slice(10), frame(mac(1), mac(2), 60, 1, 12).slice(12));
     });
 
