@@ -1,5 +1,7 @@
 /** The one way a command fails: a line on stderr and an exit status (1, or 2 for a wrong command line). */
 
+import { ConfigError } from '../host/config.ts';
+
 /** The command line is wrong. */
 export class UsageError extends Error {
   constructor(message: string) {
@@ -11,12 +13,10 @@ export class UsageError extends Error {
 /** Exit status of a wrong command line. */
 export const EXIT_USAGE = 2;
 
-/** What is printed for an error: its lines behind "ptnet: ", its stack only if asked for. */
+/** What is printed for an error: a line (one for each fault of a configuration), its stack only if asked for. */
 export function errorText(error: unknown, debug: boolean): string {
   if (!(error instanceof Error)) return `ptnet: ${String(error)}\n`;
   if (debug) return `ptnet: ${error.stack ?? error.message}\n`;
-  return `${error.message
-    .split('\n')
-    .map((line) => `ptnet: ${line}`)
-    .join('\n')}\n`;
+  const lines = error instanceof ConfigError ? error.faults : [error.message.split('\n')[0]];
+  return lines.map((line) => `ptnet: ${line}\n`).join('');
 }

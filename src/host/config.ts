@@ -10,6 +10,7 @@ import { LineCounter, parseDocument } from 'yaml';
 import { z } from 'zod';
 import { NM_BDG_MAXPORTS, NM_BDG_MAXRINGS, NM_BRIDGE_MAXSLOTS, NM_BRIDGE_RINGSIZE } from '../abi/index.ts';
 import { defaultRunDir } from '../os/index.ts';
+import { parsePortName } from '../ports/index.ts';
 import { ConfigError, explainIssues, explainSyntax, type Source } from './config-errors.ts';
 
 export { ConfigError } from './config-errors.ts';
@@ -68,12 +69,8 @@ export interface HostFlags {
 const MAX_THREADS = 16;
 const GiB = 2 ** 30;
 const VM_NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$/;
-/** netmap keeps 15 bytes of a name in netmap_if; a switch's name is letters, digits and `_` (nm_is_id_char). */
-const PORT_NAME = /^vale[A-Za-z0-9_]*:[A-Za-z0-9_.-]+$/;
-const PORT_NAME_MAX = 63;
-
 const what = {
-  port: `a port name: vale[SWITCH]:PORT, at most ${PORT_NAME_MAX} characters, e.g. vale0:fw`,
+  port: 'a port name: vale[SWITCH]:PORT, at most 63 characters, e.g. vale0:fw',
   vm: 'a VM name: letters, digits, "_", "." and "-", at most 32, e.g. fw',
   size: 'a size: bytes, or a number with K, M or G (powers of 1024), e.g. 64M',
 };
@@ -104,10 +101,16 @@ const size = (min: number, max: number): z.ZodType<number> =>
     .transform(sizeBytes)
     .refine((n) => n >= min && n <= max, { error: `must be ${what.size}, from ${min} to ${max} bytes` });
 
-const portName = z
-  .string({ error: what.port })
-  .regex(PORT_NAME, { error: what.port })
-  .max(PORT_NAME_MAX, { error: what.port });
+const portName = z.string({ error: what.port }).refine(isPortName, { error: what.port, params: { value: true } });
+
+function isPortName(name: string): boolean {
+  try {
+    parsePortName(name);
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 const bufSizeText = 'a multiple of 64 from 64 to 65472';
 const portDefaults = mapping({
@@ -231,7 +234,7 @@ export function mergeFlags(config: DaemonConfig, flags: HostFlags): DaemonConfig
   for (const given of flags.vm ?? []) {
     const [name = '', list, more] = given.split('=');
     const ports = (list ?? '').split(',');
-    const bad = ports.find((p) => !portName.safeParse(p).success);
+    const bad = ports.find((p) => !isPortName(p));
     if (list === undefined || more !== undefined) faults.push(`--vm ${given}: must be NAME=PORT[,PORT…]`);
     else if (!VM_NAME.test(name)) faults.push(`--vm ${given}: "${name}" is not ${what.vm}`);
     else if (bad !== undefined) faults.push(`--vm ${given}: "${bad}" is not ${what.port}`);

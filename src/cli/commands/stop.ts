@@ -1,4 +1,5 @@
 /** `ptnet stop`: ends a daemon as SIGTERM would. */
+import { readFileSync } from 'node:fs';
 import { setTimeout } from 'node:timers/promises';
 import type { Command } from 'commander';
 import { defaultRunDir, listDaemon, stopDaemon } from '../../api/index.ts';
@@ -21,11 +22,12 @@ export function stopCommand(): Command {
   });
 }
 
+/** Whether a process runs; one that has ended and is not yet collected by its parent (state Z) does not. */
 function isAlive(pid: number): boolean {
   try {
-    process.kill(pid, 0);
-    return true;
-  } catch (e) {
-    return (e as NodeJS.ErrnoException).code === 'EPERM';
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+    return stat[stat.lastIndexOf(')') + 2] !== 'Z';
+  } catch {
+    return false;
   }
 }

@@ -1,0 +1,166 @@
+/** The commands as a user runs them: ./ptnet in processes of its own. */
+import assert from 'node:assert/strict';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test, type TestContext } from 'node:test';
+import { setTimeout } from 'node:timers/promises';
+import type { DaemonStatus } from '../../src/abi/index.ts';
+import type { DemoResult } from '../../src/cli/demo.ts';
+import type { PktGenResult } from '../../src/cli/pkt-gen/report.ts';
+
+interface Started {
+  readonly child: ChildProcess;
+  /** Resolves at the end. */
+  readonly ended: Promise<{ status: number | null; stdout: string; stderr: string }>;
+}
+
+function start(t: TestContext, ...args: string[]): Started {
+  const child = spawn('./ptnet', args, { stdio: ['ignore', 'pipe', 'pipe'] });
+  t.after(() => void child.kill('SIGKILL'));
+  let stdout = '';
+  let stderr = '';
+  child.stdout.on('data', (d: Buffer) => (stdout += d.toString()));
+  child.stderr.on('data', (d: Buffer) => (stderr += d.toString()));
+  return { child, ended: once(child, 'close').then(() => ({ status: child.exitCode, stdout, stderr })) };
+}
+
+function run(...args: string[]): { status: number | null; stdout: string; stderr: string } {
+  return spawnSync('./ptnet', args, { encoding: 'utf8' });
+}
+
+/** A daemon in a run directory of its own; resolves when it answers. */
+async function host(t: TestContext, ...args: string[]): Promise<Started & { runDir: string }> {
+  const runDir = mkdtempSync(join(tmpdir(), 'ptnet-cli-'));
+  t.after(() => rmSync(runDir, { recursive: true, force: true }));
+  const daemon = start(t, 'host', '--run-dir', runDir, '--log-level', 'error', ...args);
+  await until(() => run('list', '--run-dir', runDir).status === 0);
+  return { ...daemon, runDir };
+}
+
+async function until(holds: () => boolean): Promise<void> {
+  for (let i = 0; !holds(); i++) {
+    assert.ok(i < 200, 'waited for too long');
+    await setTimeout(50);
+  }
+}
+
+function list(runDir: string): DaemonStatus {
+  return JSON.parse(run('list', '--json', '--run-dir', runDir).stdout) as DaemonStatus;
+}
+
+const runs = (runDir: string, name: string): boolean =>
+  list(runDir)
+    .domains.flatMap((d) => d.ports)
+    .some((p) => p.name === name && p.running);
+
+test('host, list, vm, stop', async (t) => {
+  const daemon = await host(t, '--vm', 'fw=vale0:a,vale1:b');
+  const { domains, vms } = list(daemon.runDir);
+  assert.deepEqual(
+    domains.map((d) => d.name),
+    ['vale0', 'vale1'],
+  );
+  assert.match(run('list', '--run-dir', daemon.runDir).stdout, /^vale1:b +vm fw +waiting /m);
+  const args = JSON.parse(run('vm', 'fw', '--json', '--qemu', 'q', '--run-dir', daemon.runDir).stdout) as string[];
+  assert.equal(args[0], 'q');
+  assert.deepEqual(
+    args.filter((a) => a.startsWith('{')).map((a) => (JSON.parse(a) as { socket: { path: string } }).socket.path),
+    vms[0]?.sockets,
+  );
+  const unknown = run('vm', 'web', '--run-dir', daemon.runDir);
+  assert.deepEqual(
+    [unknown.status, unknown.stderr],
+    [2, 'ptnet: the daemon has no VM called "web": it serves fw (see ptnet host --vm)\n'],
+  );
+  const second = run('host', '--run-dir', daemon.runDir);
+  assert.equal(second.status, 1);
+  assert.match(second.stderr, /^ptnet: a daemon \(process \d+\) runs in .* already: .*\n$/);
+  assert.equal(run('stop', '--run-dir', daemon.runDir).status, 0);
+  assert.equal((await daemon.ended).status, 0);
+  const gone = run('list', '--run-dir', daemon.runDir);
+  assert.equal(gone.status, 1);
+  assert.match(gone.stderr, /^ptnet: no ptnet daemon runs in .*\n$/);
+});
+
+test('pkt-gen: what one process sends, another receives; Ctrl-C ends it with its report', async (t) => {
+  const { runDir } = await host(t);
+  const rx = start(t, 'pkt-gen', '--run-dir', runDir, '-i', 'vale0:b', '-f', 'rx', '--json');
+  await until(() => runs(runDir, 'vale0:b'));
+  // Slower than anything, so that nothing is dropped: 2000 packets in bursts of 33.
+  const tx = run('pkt-gen', '--run-dir', runDir, '-i', 'vale0:a', '-f', 'tx', '-n', '2000', '-R', '10000', '-l', '100');
+  assert.equal(tx.status, 0, tx.stderr);
+  assert.match(
+    tx.stdout,
+    /^Sending on vale0:a: 1 queues.*\nSent 2000 packets 200000 bytes \d+ events 100 bytes each in .*\nSpeed: /,
+  );
+  await setTimeout(200);
+  rx.child.kill('SIGINT');
+  const { status, stdout } = await rx.ended;
+  assert.equal(status, 0);
+  const result = JSON.parse(stdout) as PktGenResult;
+  assert.equal(result.packets, 2000);
+  assert.equal(result.bytes, 200_000);
+  await until(() => list(runDir).domains.length === 0);
+});
+
+test('pkt-gen: ping and pong between two processes', async (t) => {
+  const { runDir } = await host(t);
+  const pong = start(t, 'pkt-gen', '--run-dir', runDir, '-i', 'vale0:b', '-f', 'pong');
+  await until(() => runs(runDir, 'vale0:b'));
+  const ping = run('pkt-gen', '--run-dir', runDir, '-i', 'vale0:a', '-f', 'ping', '-n', '500');
+  assert.equal(ping.status, 0, ping.stderr);
+  assert.match(
+    ping.stdout,
+    /RTT over 500 packets: min \d+ av \d+ ns\nRTT p50 \d+ p99 \d+ max \d+ ns, 500 sent, 0 lost\n$/,
+  );
+  pong.child.kill('SIGTERM');
+  const { status, stdout } = await pong.ended;
+  assert.equal(status, 0);
+  assert.match(stdout, /Answered 500 packets/);
+});
+
+test('R20: a signal ends the daemon with clients attached; they say so in a line', async (t) => {
+  for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
+    const daemon = await host(t);
+    const rx = start(t, 'pkt-gen', '--run-dir', daemon.runDir, '-i', 'vale0:b', '-f', 'rx');
+    await until(() => runs(daemon.runDir, 'vale0:b'));
+    daemon.child.kill(signal);
+    assert.equal((await daemon.ended).status, signal === 'SIGTERM' ? 0 : null);
+    const { status, stderr } = await rx.ended;
+    assert.equal(status, 1);
+    assert.match(stderr, /^ptnet: the daemon of port vale0:b is gone .*\n$/m);
+    assert.doesNotMatch(stderr, /\n {4}at /);
+  }
+});
+
+test('wrong command lines end with 2 and a line, wrong configurations with 1 and a line for each fault', () => {
+  for (const args of [['nonsense'], ['pkt-gen', '-q'], ['pkt-gen'], ['pkt-gen', '-i', 'vale0:a', '-l', '1'], ['vm']]) {
+    const { status, stderr } = run(...args);
+    assert.equal(status, 2, args.join(' '));
+    assert.match(stderr, /^ptnet: .*\n$/);
+  }
+  const { status, stderr } = run('host', '--vm', 'a=b', '--threads', 'x');
+  assert.equal(status, 1);
+  assert.match(stderr, /^ptnet: --vm a=b: .*\nptnet: --threads x: .*\n$/);
+});
+
+test('every command has help with examples', () => {
+  for (const name of ['host', 'list', 'pkt-gen', 'vm', 'stop', 'demo']) {
+    const { status, stdout } = run(name, '--help');
+    assert.equal(status, 0);
+    assert.match(stdout, /--run-dir <dir>/, name);
+    assert.match(stdout, /\nExamples:\n {2}# .*\n {2}.*ptnet /, name);
+  }
+});
+
+test('demo: every packet is accounted for', () => {
+  const { status, stdout, stderr } = run('demo', '--seconds', '1', '--json');
+  assert.equal(status, 0, stderr);
+  const result = JSON.parse(stdout) as DemoResult;
+  assert.ok(result.received > 0);
+  assert.equal(result.sent, result.received + result.droppedFull);
+  assert.ok(result.rtt.received > 0);
+});

@@ -1,0 +1,137 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { DaemonStatus } from '../../../src/abi/index.ts';
+import { listText } from '../../../src/cli/commands/list.ts';
+import { qemuArguments, shellQuote } from '../../../src/cli/commands/vm.ts';
+import { type DemoResult, demoText } from '../../../src/cli/demo.ts';
+import { errorText, UsageError } from '../../../src/cli/errors.ts';
+import { bytesText, durationText, table } from '../../../src/cli/table.ts';
+import { ConfigError } from '../../../src/host/config.ts';
+
+test('vm: the arguments are those of abi.md 4, memdev first', () => {
+  const vm = {
+    name: 'fw',
+    ports: ['vale0:a'],
+    sockets: ['/r/vm/fw/memdev.sock', '/r/vm/fw/ptnet0.sock'],
+    regionBytes: 1,
+  };
+  assert.deepEqual(qemuArguments(vm, '512M', 'pc'), [
+    '-object',
+    'memory-backend-memfd,id=mem,size=512M,share=on',
+    '-machine',
+    'pc,memory-backend=mem',
+    '-device',
+    '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"/r/vm/fw/memdev.sock"},"x-msg-timeout":60000}',
+    '-device',
+    '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"/r/vm/fw/ptnet0.sock"},"x-msg-timeout":60000}',
+  ]);
+});
+
+test('words are quoted for the shell', () => {
+  assert.equal(shellQuote('pc,memory-backend=mem'), 'pc,memory-backend=mem');
+  assert.equal(shellQuote('{"a":1}'), `'{"a":1}'`);
+  assert.equal(shellQuote("it's $HOME"), String.raw`'it'\''s $HOME'`);
+  assert.equal(shellQuote(''), "''");
+});
+
+test('list: a row for each port, drops by reason', () => {
+  const ring = { slots: 1024, packets: 5, bytes: 300, drops: {}, repairs: 0, signals: 0 };
+  const status: DaemonStatus = {
+    pid: 7,
+    version: '1.2.3',
+    uptimeSeconds: 3700,
+    runDir: '/r',
+    domains: [
+      {
+        name: 'vale0',
+        kind: 'vale',
+        thread: 0,
+        running: true,
+        ports: [
+          {
+            name: 'vale0:a',
+            owner: { vm: 'fw' },
+            mac: '02:00:00:00:00:01',
+            region: 'fw',
+            attached: true,
+            running: true,
+            vnetHdrLen: 0,
+            txRings: [{ ...ring, drops: { bad: 2 } }],
+            rxRings: [
+              { ...ring, drops: { full: 3 } },
+              { ...ring, drops: { full: 4 } },
+            ],
+          },
+        ],
+      },
+    ],
+    regions: [{ name: 'fw', memId: 1, bytes: 5 * 2 ** 20, buffers: 2050, freeBuffers: 0 }],
+    vms: [{ name: 'fw', ports: ['vale0:a'], sockets: [], regionBytes: 5 * 2 ** 20 }],
+  };
+  assert.equal(
+    listText(status),
+    `ptnet 1.2.3, pid 7, up 1 h 1 min, run directory /r
+
+PORT     OWNER  STATE    MAC                RINGS          TX PKTS  RX PKTS  DROPS          REGION
+vale0:a  vm fw  running  02:00:00:00:00:01  1x1024/2x1024        5       10  bad 2, full 7  fw
+
+DOMAIN  KIND  THREAD  PORTS  STATE
+vale0   vale       0      1  running
+
+REGION  MEMID     SIZE  BUFFERS  FREE
+fw          1  5.0 MiB     2050     0
+
+VM  PORTS    QEMU ARGUMENTS
+fw  vale0:a  ptnet vm fw
+`,
+  );
+  assert.match(listText({ ...status, domains: [], regions: [], vms: [] }), /\nno ports\n$/);
+});
+
+test('errors are a line each, with a stack only on request', () => {
+  assert.equal(errorText(new UsageError('-x 1: no\nmore'), false), 'ptnet: -x 1: no\n');
+  assert.equal(
+    errorText(new ConfigError(['a.yaml:1:1: x', 'a.yaml:2:1: y']), false),
+    'ptnet: a.yaml:1:1: x\nptnet: a.yaml:2:1: y\n',
+  );
+  assert.match(errorText(new Error('boom'), true), /boom\n +at /);
+});
+
+test('tables, sizes and durations', () => {
+  assert.equal(
+    table(
+      ['A', 'N'],
+      [
+        ['xyz', '1'],
+        ['x', '100'],
+      ],
+      [1],
+    ),
+    'A      N\nxyz    1\nx    100\n',
+  );
+  assert.deepEqual([0, 1023, 1024, 5.5 * 2 ** 30].map(bytesText), ['0 B', '1023 B', '1.0 KiB', '5.5 GiB']);
+  assert.deepEqual([0.5, 61, 3600, 90_000].map(durationText), ['0 s', '1 min 1 s', '1 h 0 min', '1 d 1 h']);
+});
+
+test('the summary of the demo says what was sent, received, dropped, and the latency', () => {
+  const result: DemoResult = {
+    size: 60,
+    sent: 3_000_000,
+    sentSeconds: 3,
+    received: 2_000_000,
+    receivedSeconds: 2,
+    droppedFull: 1_000_000,
+    rtt: { sent: 100, received: 99, minNs: 1, meanNs: 2, p50Ns: 20_000, p99Ns: 90_000, maxNs: 100_000 },
+    idleCpu: 0.004,
+    idleSeconds: 3,
+  };
+  assert.equal(
+    demoText(result),
+    `  sent         3,000,000  packets of 60 bytes in 3.00 s: 1.00 Mpps
+  received     2,000,000  in 2.00 s: 1.00 Mpps
+  dropped      1,000,000  (33.3 %), the receiver's ring was full: VALE drops then
+  ping-pong           99  round trips, p50 20.0 µs, p99 90.0 µs, 1 lost
+  idle daemon      0.4 %  of one CPU, seen over 3 s with a guest waiting
+`,
+  );
+});
