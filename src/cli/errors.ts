@@ -1,6 +1,6 @@
 /** The one way a command fails: a line on stderr and an exit status (1, or 2 for a wrong command line). */
 
-import { ConfigError } from '../host/config.ts';
+import type { ConfigError } from '../host/config.ts';
 
 /** The command line is wrong. */
 export class UsageError extends Error {
@@ -17,6 +17,6 @@ export const EXIT_USAGE = 2;
 export function errorText(error: unknown, debug: boolean): string {
   if (!(error instanceof Error)) return `ptnet: ${String(error)}\n`;
   if (debug) return `ptnet: ${error.stack ?? error.message}\n`;
-  const lines = error instanceof ConfigError ? error.faults : [error.message.split('\n')[0]];
+  const lines = error.name === 'ConfigError' ? (error as ConfigError).faults : [error.message.split('\n')[0]];
   return lines.map((line) => `ptnet: ${line}\n`).join('');
 }
