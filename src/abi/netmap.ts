@@ -81,6 +81,33 @@ export const NS_RFRAGS_SHIFT = 8;
 /** Most slots of one packet. */
 export const NETMAP_MAX_FRAGS = 64;
 
+/** nr_mode of NIOCREGIF: which rings. */
+export const NR_REG_ALL_NIC = 1;
+export const NR_REG_SW = 2;
+export const NR_REG_NIC_SW = 3;
+export const NR_REG_ONE_NIC = 4;
+export const NR_REG_NULL = 7;
+export const NR_REG_ONE_SW = 8;
+
+/** nr_flags of NIOCREGIF. */
+export const NR_MONITOR_TX = 0x100;
+export const NR_MONITOR_RX = 0x200;
+export const NR_ZCOPY_MON = 0x400;
+export const NR_EXCLUSIVE = 0x800;
+export const NR_RX_RINGS_ONLY = 0x2000;
+export const NR_TX_RINGS_ONLY = 0x4000;
+export const NR_ACCEPT_VNET_HDR = 0x8000;
+export const NR_DO_RX_POLL = 0x10000;
+export const NR_NO_TX_POLL = 0x20000;
+
+/** Flags of a netmap_ring, written by its application. */
+export const NR_TIMESTAMP = 0x0002;
+export const NR_FORWARD = 0x0004;
+
+/** Bytes of a port's name, NUL included; largest number of a ring. */
+export const NETMAP_REQ_IFNAMSIZ = 64;
+export const NETMAP_RING_MASK = 0x0fff;
+
 /** sync_flags of nm_csb_atok. */
 export const NAF_FORCE_READ = 1;
 export const NAF_FORCE_RECLAIM = 2;

@@ -10,7 +10,7 @@ import { LineCounter, parseDocument } from 'yaml';
 import { z } from 'zod';
 import { NM_BDG_MAXPORTS, NM_BDG_MAXRINGS, NM_BRIDGE_MAXSLOTS, NM_BRIDGE_RINGSIZE } from '../abi/index.ts';
 import { defaultRunDir } from '../os/index.ts';
-import { parsePortName } from '../ports/index.ts';
+import { parsePortName, PortNameError } from '../ports/index.ts';
 import { ConfigError, explainIssues, explainSyntax, type Source } from './config-errors.ts';
 
 export { ConfigError } from './config-errors.ts';
@@ -69,8 +69,9 @@ export interface HostFlags {
 const MAX_THREADS = 16;
 const GiB = 2 ** 30;
 const VM_NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$/;
+
 const what = {
-  port: 'a port name: vale[SWITCH]:PORT, at most 63 characters, e.g. vale0:fw',
+  port: 'a port name (docs/names.md), e.g. vale0:fw or netmap:x{1@lab',
   vm: 'a VM name: letters, digits, "_", "." and "-", at most 32, e.g. fw',
   size: 'a size: bytes, or a number with K, M or G (powers of 1024), e.g. 64M',
 };
@@ -101,16 +102,17 @@ const size = (min: number, max: number): z.ZodType<number> =>
     .transform(sizeBytes)
     .refine((n) => n >= min && n <= max, { error: `must be ${what.size}, from ${min} to ${max} bytes` });
 
-const portName = z.string({ error: what.port }).refine(isPortName, { error: what.port, params: { value: true } });
-
-function isPortName(name: string): boolean {
+const portName = z.string({ error: what.port }).superRefine((name, ctx) => {
   try {
     parsePortName(name);
-    return true;
-  } catch {
-    return false;
+  } catch (e) {
+    if (!(e instanceof PortNameError)) throw e;
+    ctx.addIssue({
+      code: 'custom',
+      message: `is "${name}", must be ${what.port}: ${e.reason} (at character ${e.at + 1})`,
+    });
   }
-}
+});
 
 const bufSizeText = 'a multiple of 64 from 64 to 65472';
 const portDefaults = mapping({
@@ -232,10 +234,13 @@ export function mergeFlags(config: DaemonConfig, flags: HostFlags): DaemonConfig
   const vms: Record<string, VmConfig> = { ...config.vms };
   const seen = new Set<string>();
   for (const given of flags.vm ?? []) {
-    const [name = '', list, more] = given.split('=');
-    const ports = (list ?? '').split(',');
-    const bad = ports.find((p) => !isPortName(p));
-    if (list === undefined || more !== undefined) faults.push(`--vm ${given}: must be NAME=PORT[,PORT…]`);
+    const equals = given.indexOf('=');
+    const name = given.slice(0, Math.max(0, equals));
+    const list = equals < 0 ? undefined : given.slice(equals + 1);
+    // Commas also stand in ring configurations (@conf:slots=64,rings=2).
+    const ports = (list ?? '').split(/,(?=$|vale|netmap:|null:)/);
+    const bad = ports.find((p) => !portName.safeParse(p).success);
+    if (list === undefined) faults.push(`--vm ${given}: must be NAME=PORT[,PORT…]`);
     else if (!VM_NAME.test(name)) faults.push(`--vm ${given}: "${name}" is not ${what.vm}`);
     else if (bad !== undefined) faults.push(`--vm ${given}: "${bad}" is not ${what.port}`);
     else if (seen.has(name)) faults.push(`--vm ${given}: ${name} is given twice; list its ports once, with commas`);

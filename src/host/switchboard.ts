@@ -168,7 +168,9 @@ export class Switchboard {
   ): Promise<Port> {
     const { name, config } = request;
     if (this.#ports.has(name)) throw new SysError(`open port ${name}: it exists already`, errno.EEXIST);
-    const domain = await this.#domain(parsePortName(name).bridge);
+    const parsed = parsePortName(name);
+    if (parsed.kind !== 'vale') throw new SysError(`open ${name}: only VALE ports are served`, errno.EOPNOTSUPP);
+    const domain = await this.#domain(parsed.bridge);
     const { space, mailbox, index } = domain.datapath;
     const undo: (() => Promise<void> | void)[] = [() => this.#dropUnused(domain)];
     try {

@@ -48,7 +48,8 @@ test('the example of docs/configuration.md parses, and its table has every key',
 
 test('a fault names file, line, column, path, value and what is allowed', () => {
   assert.deepEqual(faults('threads: 1\nvms:\n  fw:\n    ports: [vale0:a, val0:b]\n'), [
-    'p.yaml:4:22: vms.fw.ports[1]: is "val0:b", must be a port name: vale[SWITCH]:PORT, at most 63 characters, e.g. vale0:fw',
+    'p.yaml:4:22: vms.fw.ports[1]: is "val0:b", must be a port name (docs/names.md), e.g. vale0:fw or netmap:x{1@lab: begins with none of ' +
+      'valeSSS: (a port of the VALE switch valeSSS), netmap: (an interface or pipe), null: (a sink) (at character 1)',
   ]);
   assert.deepEqual(faults('ports:\n  txSlots: 5000\n  rxRings: one\n'), [
     'p.yaml:2:12: ports.txSlots: is 5000, must be a whole number from 2 to 4096',
