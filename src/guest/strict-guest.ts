@@ -213,16 +213,21 @@ export class StrictGuest {
   }
 
   /**
-   * Waits for the interrupt of a ring. Returns whether it came.
+   * Waits for an interrupt of any of the rings; one such wait at a time. Returns whether one came.
    * @throws SysError if hwtail moved although an interrupt was asked for and none came (R13)
    */
-  async interrupted(ring: StrictRing, timeoutMs: number): Promise<boolean> {
-    const fd = this.irqs[this.indexOf(ring)]!;
-    if (await readable(fd, timeoutMs)) return eventfdRead(fd) > 0n;
-    if (ring.applNeedKick === 0 || !ring.moved) return false;
-    // It may be under way.
-    must(await readable(fd, LATE_MS), () => `${ring.name}: hwtail moved past ${ring.tail}, and no interrupt came`);
-    return eventfdRead(fd) > 0n;
+  async interrupted(rings: readonly StrictRing[], timeoutMs: number): Promise<boolean> {
+    const fds = rings.map((ring) => this.irqs[this.indexOf(ring)]!);
+    await anyReadable(fds, timeoutMs);
+    const came = fds.map((fd) => eventfdRead(fd) > 0n);
+    for (const [i, ring] of rings.entries()) {
+      if (came[i] || ring.applNeedKick === 0 || !ring.moved) continue;
+      // It may be under way.
+      await anyReadable([fds[i]!], LATE_MS);
+      came[i] = eventfdRead(fds[i]!) > 0n;
+      must(came[i]!, () => `${ring.name}: hwtail moved past ${ring.tail}, and no interrupt came`);
+    }
+    return came.includes(true);
   }
 
   txRing(ring: number): StrictRing {
@@ -337,15 +342,15 @@ export class StrictGuest {
   }
 }
 
-/** Waits on the event loop until a descriptor is readable; false after the time-out. */
-function readable(fd: number, timeoutMs: number): Promise<boolean> {
+/** Waits on the event loop until one of the descriptors is readable, or for the time given. */
+function anyReadable(fds: readonly number[], timeoutMs: number): Promise<void> {
   return new Promise((resolve) => {
-    const done = (result: boolean): void => {
+    const done = (): void => {
       clearTimeout(timer);
-      watcher.close();
-      resolve(result);
+      for (const watcher of watchers) watcher.close();
+      resolve();
     };
-    const timer = setTimeout(() => done(false), timeoutMs);
-    const watcher = watch(fd, { readable: true, writable: false }, () => done(true));
+    const timer = setTimeout(done, timeoutMs);
+    const watchers = fds.map((fd) => watch(fd, { readable: true, writable: false }, done));
   });
 }

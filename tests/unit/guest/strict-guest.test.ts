@@ -69,9 +69,9 @@ for (const driver of drivers) {
     const frames = Array.from({ length: 100 }, (_, i) => frame(i));
     const took = await guest.transmit(frames);
     assert.equal(took, 63 - 34 + 1);
-    assert.equal(await guest.interrupted(guest.txRing(0), 1), false);
+    assert.equal(await guest.interrupted([guest.txRing(0)], 1), false);
     host.turn();
-    assert.equal(await guest.interrupted(guest.txRing(0), 1000), true);
+    assert.equal(await guest.interrupted([guest.txRing(0)], 1000), true);
     assert.equal((await receiveAll(guest)).length, took);
     assert.equal(await guest.transmit(frames.slice(took, took + 5)), 5);
     await guest.detach();
@@ -319,7 +319,7 @@ test('R13: an interrupt that was asked for and does not come is caught', async (
   const rx = host.rxRings[0]!;
   host.deliver(rx, [frame(1)]);
   nm_csb_ktoa.set.hwtail(host.m, host.ktoa(rx), rx.hwtail);
-  await assert.rejects(guest.interrupted(guest.rxRing(0), 1), /hwtail moved past 0, and no interrupt came/);
+  await assert.rejects(guest.interrupted([guest.rxRing(0)], 1), /hwtail moved past 0, and no interrupt came/);
   guest.abandon();
   host.close();
 });
