@@ -10,6 +10,8 @@ import { closeFd, connectUnix, defaultRunDir, errno, MessageSocket, SysError, wa
 /** Longest time a daemon may take to answer, ms. Opening a port allocates and maps its memory. */
 const REPLY_TIMEOUT_MS = 20_000;
 
+const ENDED = 'ended the connection before it answered';
+
 type Reply<Op> = Extract<ControlReply, { ok: true; op: Op }>;
 
 /** A successful exchange. The caller owns the connection and the descriptors. */
@@ -100,7 +102,7 @@ function exchange(connection: number, line: string, fds: number[], runDir: strin
       fds.push(...got.fds);
       if (got.again) return;
       if (got.truncated) return fail('sent more descriptors than asked for', errno.EPROTO);
-      if (got.ended) return fail('ended the connection before it answered', errno.ECONNRESET);
+      if (got.ended) return fail(ENDED, errno.ECONNRESET);
       const newline = chunk.subarray(0, got.bytes).indexOf(10);
       received.push(Buffer.from(chunk.slice(0, newline < 0 ? got.bytes : newline)));
       length += got.bytes;
@@ -111,7 +113,8 @@ function exchange(connection: number, line: string, fds: number[], runDir: strin
       try {
         step(ready);
       } catch (e) {
-        done(() => reject(e as Error));
+        if (e instanceof SysError && e.errno === errno.EPIPE) fail(ENDED, errno.ECONNRESET);
+        else done(() => reject(e as Error));
       }
     });
     const timer = setTimeout(
