@@ -32,6 +32,8 @@ export interface VmConfig {
   readonly ports: readonly string[];
   /** Accept guest memory that is not sealed against shrinking (R1): whoever owns it can crash the daemon. */
   readonly trustUnsealedMemory: boolean;
+  /** Whether the memdev's BAR1 is a 64-bit BAR; default true. */
+  readonly bar64?: boolean | undefined;
 }
 
 /** What one user may do. */
@@ -131,6 +133,7 @@ const portDefaults = mapping({
 const vm = mapping({
   ports: z.array(portName, { error: 'a list of port names, e.g. [vale0:fw]' }).min(1, { error: 'at least one port' }),
   trustUnsealedMemory: z.boolean({ error: 'true or false' }).default(false),
+  bar64: z.boolean({ error: 'true or false' }).optional(),
 });
 
 const user = mapping({
@@ -245,7 +248,7 @@ export function mergeFlags(config: DaemonConfig, flags: HostFlags): DaemonConfig
     else if (bad !== undefined) faults.push(`--vm ${given}: "${bad}" is not ${what.port}`);
     else if (seen.has(name)) faults.push(`--vm ${given}: ${name} is given twice; list its ports once, with commas`);
     seen.add(name);
-    vms[name] = { trustUnsealedMemory: vms[name]?.trustUnsealedMemory ?? false, ports };
+    vms[name] = { trustUnsealedMemory: false, ...vms[name], ports };
   }
   const threads = flags.threads === undefined ? config.threads : Number(flags.threads);
   if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) {

@@ -97,7 +97,12 @@ export class Daemon {
       bufSize,
       { path: sockets.memdev, uids },
       vm.ports.map((port, i) => ({ name: port, config: shape, endpoint: { path: sockets.ptnet[i]!, uids } })),
-      { trustUnsealedMemory: vm.trustUnsealedMemory, hugePages: true, vnetHdr: false },
+      {
+        trustUnsealedMemory: vm.trustUnsealedMemory,
+        hugePages: true,
+        vnetHdr: false,
+        bar64: vm.bar64 ?? true,
+      },
     );
     this.#vms.push({
       name,
@@ -204,7 +209,7 @@ export class Daemon {
         bufSize,
         { fd: memdev },
         [{ name, config, endpoint: { fd: ptnet } }],
-        { trustUnsealedMemory: false, hugePages: false, vnetHdr: false },
+        { trustUnsealedMemory: false, hugePages: false, vnetHdr: false, bar64: true },
       );
     } catch (e) {
       for (const fd of [memdevPeer, ptnetPeer]) closeFd(fd);

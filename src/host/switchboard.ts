@@ -93,7 +93,12 @@ export class Switchboard {
     bufSize: number,
     memdevEndpoint: Endpoint,
     requests: readonly PortRequest[],
-    options: { readonly trustUnsealedMemory: boolean; readonly hugePages: boolean; readonly vnetHdr: boolean },
+    options: {
+      readonly trustUnsealedMemory: boolean;
+      readonly hugePages: boolean;
+      readonly vnetHdr: boolean;
+      readonly bar64: boolean;
+    },
   ): Promise<PortGroup> {
     const unserved = new Set([memdevEndpoint, ...requests.map((r) => r.endpoint)]);
     return this.#exclusive(async () => {
@@ -125,7 +130,7 @@ export class Switchboard {
           op: 'memdev-add',
           id: memdev,
           name,
-          memdev: { memId, fd, layout, bar64: true },
+          memdev: { memId, fd, layout, bar64: options.bar64 },
         });
         undo.push(() => this.#removeDevice(memdev));
         const ports: Port[] = [];

@@ -26,8 +26,10 @@ const KERNEL_ARGUMENTS =
 
 export interface QemuOptions {
   readonly qemu: string;
-  readonly kernel: string;
-  readonly initrd: string;
+  /** Either a kernel and its initrd, or a disk image to boot from; what the guest writes to the disk is forgotten. */
+  readonly kernel?: string;
+  readonly initrd?: string;
+  readonly disk?: string;
   readonly machine?: 'pc' | 'q35';
   readonly memoryMiB?: number;
   readonly cpus?: number;
@@ -329,10 +331,17 @@ function qemuArguments(options: QemuOptions): string[] {
     ['-object', memory, '-machine', `${machine},memory-backend=mem`, '-smp', String(cpus)],
     ['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],
     ['-chardev', 'socket,id=qmp,fd=3', '-qmp', 'chardev:qmp'],
-    ['-kernel', options.kernel, '-initrd', options.initrd, '-append', `${KERNEL_ARGUMENTS} ${append}`],
+    bootArguments(options, append),
     devices.flatMap((device) => ['-device', device]),
     extraArgs,
   ].flat();
+}
+
+function bootArguments({ kernel, initrd, disk }: QemuOptions, append: string): string[] {
+  if (disk !== undefined) return ['-drive', `file=${disk.replaceAll(',', ',,')},if=virtio,snapshot=on`];
+  if (kernel === undefined || initrd === undefined)
+    throw new QemuError('a guest needs a kernel and an initrd, or a disk');
+  return ['-kernel', kernel, '-initrd', initrd, '-append', `${KERNEL_ARGUMENTS} ${append}`];
 }
 
 function describeExit({ code, signal }: QemuExit): string {

@@ -1,0 +1,351 @@
+// The steps of e2e/real-guest. Each one needs only a lab; it throws if the daemon or the driver did wrong, else returns
+// what it measured.
+
+import { readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { netmap_if, netmap_ring, netmap_slot } from '../../../src/abi/index.ts';
+import { type Guest, pktGenCount } from './guest.ts';
+import { defaultSetup, type Lab, type Setup } from './lab.ts';
+
+export interface Step {
+  readonly name: string;
+  readonly what: string;
+  readonly run: (lab: Lab) => Promise<string>;
+}
+
+/** Steps that share a daemon and machines. */
+export interface Part {
+  readonly setup: Setup;
+  readonly steps: readonly Step[];
+}
+
+/** Packets of a counted transfer, and how many a second: slow enough for a guest without hardware help. */
+const PACKETS = 10_000;
+const RATE = 5_000;
+const ROUND_TRIPS = 200;
+const TCP_BYTES = 8 * 2 ** 20;
+const TCP_PORT = 5001;
+const TRANSFER_MS = 120_000;
+
+function check(holds: boolean, what: string): void {
+  if (!holds) throw new Error(what);
+}
+
+const equal = (got: unknown, wanted: unknown, what: string): void =>
+  check(got === wanted, `${what} is ${String(got)}, not ${String(wanted)}`);
+
+/** What was sent is what arrived and what the daemon says that it dropped at the receiver: VALE does not wait. */
+function checkTransfer(sent: number, received: number, dropped: number): string {
+  equal(sent, PACKETS, 'the number of packets sent');
+  equal(received + dropped, sent, `received (${received}) + dropped by the daemon (${dropped})`);
+  check(received >= sent / 2, `only ${received} of ${sent} packets arrived`);
+  return `${received} of ${sent} packets, ${dropped} dropped at the full receiver`;
+}
+
+// ---- Attaching -------------------------------------------------------------------------------------------------
+
+async function attach(lab: Lab): Promise<string> {
+  const a = await lab.vm('a');
+  equal(a.interfaces.length, 1, 'the number of ptnet interfaces');
+  await a.up('10.7.0.1/24');
+  const port = await lab.port('vale0:a');
+  check(port.attached && port.running, 'the rings do not run once the interface is up');
+  return `${a.interface()}, header of ${port.vnetHdrLen} bytes`;
+}
+
+// ---- Packets between a guest and the host ----------------------------------------------------------------------
+
+async function tx(lab: Lab): Promise<string> {
+  const a = await lab.vm('a');
+  await a.up();
+  const receiver = await lab.pktGen('vale0:host', ['-f', 'rx']);
+  const before = await lab.dropped('vale0:host');
+  const sent = pktGenCount(await a.run(a.pktGenCommand(`-f tx -n ${PACKETS} -R ${RATE}`), TRANSFER_MS));
+  await sleep(500);
+  const dropped = (await lab.dropped('vale0:host')) - before;
+  await receiver.end('SIGINT');
+  const { packets } = await receiver.result(5_000);
+  // The interface's own broadcasts (when it came up) may be among them.
+  return checkTransfer(sent, Math.min(packets, sent), dropped);
+}
+
+async function rx(lab: Lab): Promise<string> {
+  const a = await lab.vm('a');
+  await a.up();
+  const receiver = await a.background(a.pktGenCommand('-f rx'));
+  await lab.until('pkt-gen receives', async () => (await receiver.output()).includes('reading from'));
+  const before = await lab.dropped('vale0:a');
+  const sender = await lab.pktGen('vale0:host', ['-f', 'tx', '-n', String(PACKETS), '-R', String(RATE)]);
+  const { packets: sent } = await sender.result(TRANSFER_MS);
+  await sleep(500);
+  const dropped = (await lab.dropped('vale0:a')) - before;
+  return checkTransfer(sent, Math.min(pktGenCount(await receiver.stop()), sent), dropped);
+}
+
+/** The guest asks, the host answers. */
+async function ping(lab: Lab): Promise<string> {
+  const a = await lab.vm('a');
+  await a.up();
+  const answerer = await lab.pktGen('vale0:host', ['-f', 'pong']);
+  const output = await a.run(a.pktGenCommand(`-f ping -n ${ROUND_TRIPS}`), TRANSFER_MS);
+  await answerer.end('SIGINT');
+  const { packets } = await answerer.result(5_000);
+  check(packets >= ROUND_TRIPS, `the host answered ${packets} of ${ROUND_TRIPS} pings`);
+  const rtt = /RTT over (\d+) packets: min (\d+) av (\d+) ns|RTT: min (\d+) av (\d+)/.exec(output);
+  return `${ROUND_TRIPS} round trips${rtt === null ? '' : `; ${rtt[0]}`}`;
+}
+
+/** The host asks, the guest answers. */
+async function pong(lab: Lab): Promise<string> {
+  const a = await lab.vm('a');
+  await a.up();
+  const answerer = await a.background(a.pktGenCommand('-f pong'));
+  await lab.until('pkt-gen answers', async () => /pong/.test(await answerer.output()));
+  const asker = await lab.pktGen('vale0:host', ['-f', 'ping', '-n', String(ROUND_TRIPS)]);
+  const { rtt } = await asker.result(TRANSFER_MS);
+  await answerer.stop();
+  check((rtt?.received ?? 0) >= ROUND_TRIPS * 0.9, `the guest answered ${rtt?.received} of ${ROUND_TRIPS} pings`);
+  return `${rtt?.received} of ${rtt?.sent} round trips, p50 ${Math.round((rtt?.p50Ns ?? 0) / 1000)} µs`;
+}
+
+// ---- Between two guests ----------------------------------------------------------------------------------------
+
+async function vmToVm(lab: Lab): Promise<string> {
+  const [a, b] = await lab.pair();
+  const receiver = await b.background(b.pktGenCommand('-f rx'));
+  await lab.until('pkt-gen receives', async () => (await receiver.output()).includes('reading from'));
+  const before = await lab.dropped('vale0:b');
+  const sent = pktGenCount(await a.run(a.pktGenCommand(`-f tx -n ${PACKETS} -R ${RATE}`), TRANSFER_MS));
+  await sleep(500);
+  const dropped = (await lab.dropped('vale0:b')) - before;
+  return checkTransfer(sent, Math.min(pktGenCount(await receiver.stop()), sent), dropped);
+}
+
+async function checkPing(a: Guest): Promise<void> {
+  const replies = await a.ping('10.7.0.2', 5);
+  check(replies >= 4, `${replies} of 5 pings were answered`);
+}
+
+/** ping both ways, then a TCP transfer whose ends compare their checksums. */
+async function checkTcp(lab: Lab, a: Guest, b: Guest): Promise<string> {
+  await checkPing(a);
+  const receiver = await b.background(`guest-tcp-receive ${TCP_PORT}`);
+  await sleep(500);
+  const begin = Date.now();
+  const sent = checksum(await a.run(`guest-tcp-send 10.7.0.2 ${TCP_PORT} ${TCP_BYTES}`, TRANSFER_MS));
+  let received = '';
+  await lab.until('the receiver has a checksum', async () => (received = checksum(await receiver.output())) !== '');
+  equal(received, sent, 'the checksum of what arrived');
+  const seconds = (Date.now() - begin) / 1000;
+  return `${TCP_BYTES} bytes in ${seconds.toFixed(1)} s`;
+}
+
+const checksum = (output: string): string => /\b[0-9a-f]{32,128}\b/.exec(output)?.[0] ?? '';
+
+async function tcp(lab: Lab, header: boolean): Promise<string> {
+  const [a, b] = [await lab.vm('a'), await lab.vm('b')];
+  await a.load(header);
+  await b.load(header);
+  const result = await checkTcp(lab, ...(await lab.pair()));
+  const { vnetHdrLen } = await lab.port('vale0:a');
+  if (!header) equal(vnetHdrLen, 0, 'the length of the header that the driver did not ask for');
+  return `${result}, header of ${vnetHdrLen} bytes`;
+}
+
+/** One guest with the header, one without: the daemon translates. */
+async function tcpMixed(lab: Lab): Promise<string> {
+  const [a, b] = [await lab.vm('a'), await lab.vm('b')];
+  await a.load(true);
+  await b.load(false);
+  const result = await checkTcp(lab, ...(await lab.pair()));
+  await b.load(true);
+  return result;
+}
+
+// ---- A guest's life --------------------------------------------------------------------------------------------
+
+async function reload(lab: Lab): Promise<string> {
+  const [a] = await lab.pair();
+  for (let i = 0; i < 3; i++) {
+    await a.unload();
+    equal((await lab.port('vale0:a')).running, false, 'running, after the driver was unloaded,');
+    await a.load();
+  }
+  await lab.pair();
+  await checkPing(a);
+  return '3 times';
+}
+
+async function downUp(lab: Lab): Promise<string> {
+  const [a] = await lab.pair();
+  for (let i = 0; i < 3; i++) {
+    await a.down();
+    equal((await lab.port('vale0:a')).running, false, 'running, while the interface is down,');
+    await a.up('10.7.0.1/24');
+  }
+  await checkPing(a);
+  return '3 times';
+}
+
+async function reboot(lab: Lab): Promise<string> {
+  const [a] = await lab.pair();
+  a.machine.send('guest-reboot');
+  await a.booted();
+  await lab.pair();
+  await checkPing(a);
+  return '';
+}
+
+async function resetInTraffic(lab: Lab): Promise<string> {
+  const [a] = await lab.pair();
+  await startFlood(lab, a);
+  await a.machine.reset();
+  await a.booted();
+  await lab.pair();
+  await checkPing(a);
+  return '';
+}
+
+async function killQemu(lab: Lab): Promise<string> {
+  const [a] = await lab.pair();
+  await startFlood(lab, a);
+  await lab.drop('a');
+  const [again] = await lab.pair();
+  await checkPing(again);
+  return '';
+}
+
+/** Endless traffic from the guest at full speed, seen by the daemon. */
+async function startFlood(lab: Lab, guest: Guest): Promise<void> {
+  await guest.background(guest.pktGenCommand('-f tx'));
+  const port = `vale0:${guest.name}`;
+  const sent = async (): Promise<number> => (await lab.port(port)).txRings.reduce((sum, r) => sum + r.packets, 0);
+  const before = await sent();
+  await lab.until('packets flow', async () => (await sent()) > before + 10_000, 30_000);
+}
+
+// ---- Zero copy -------------------------------------------------------------------------------------------------
+
+/** Buffers in the slots of a port's rings, read from the region itself. @param dir 1 = tx, 0 = rx, as `netmap_ring.dir` */
+function buffers(region: Buffer, port: string, dir: number): number[] {
+  const nifp = region.indexOf(`${port}\0`, 0, 'latin1');
+  check(nifp >= 0, `the region has no netmap_if of ${port}`);
+  const rings = region.readUInt32LE(nifp + netmap_if.fields.ni_tx_rings[0]);
+  const rxRings = region.readUInt32LE(nifp + netmap_if.fields.ni_rx_rings[0]);
+  const hostRings = region.readUInt32LE(nifp + netmap_if.fields.ni_host_tx_rings[0]);
+  const first = dir === 1 ? 0 : rings + hostRings;
+  return Array.from({ length: dir === 1 ? rings : rxRings }, (_, i) => {
+    const ring = nifp + Number(region.readBigInt64LE(nifp + netmap_if.size + 8 * (first + i)));
+    equal(region.readUInt16LE(ring + netmap_ring.fields.dir[0]), dir, `the direction of a ring of ${port}`);
+    const slots = region.readUInt32LE(ring + netmap_ring.fields.num_slots[0]);
+    return Array.from({ length: slots }, (_slot, s) =>
+      region.readUInt32LE(ring + netmap_ring.size + s * netmap_slot.size),
+    );
+  }).flat();
+}
+
+async function bridge(lab: Lab): Promise<string> {
+  const mid = await lab.vm('mid');
+  equal(mid.interfaces.length, 2, 'the number of ptnet interfaces');
+  await mid.up('', 0);
+  await mid.up('', 1);
+  const { region } = await lab.port('vale0:mid');
+  equal((await lab.port('vale1:mid')).region, region, 'the region of the other port');
+  const file = lab.daemon.regionFile(region);
+  const read = (): [Set<number>, Set<number>] => {
+    const bytes = readFileSync(file);
+    return [new Set(buffers(bytes, 'vale0:mid', 0)), new Set(buffers(bytes, 'vale1:mid', 1))];
+  };
+  const [rxBefore, txBefore] = read();
+  const bridging = await mid.background(
+    `guest-bridge -w 0 -i netmap:${mid.interface(0)} -i netmap:${mid.interface(1)}`,
+  );
+  await sleep(3000);
+  const receiver = await lab.pktGen('vale1:host', ['-f', 'rx']);
+  const sender = await lab.pktGen('vale0:host', ['-f', 'tx', '-n', String(PACKETS), '-R', String(RATE)]);
+  const { packets: sent } = await sender.result(TRANSFER_MS);
+  await sleep(500);
+  await receiver.end('SIGINT');
+  const { packets: received } = await receiver.result(5_000);
+  const said = await bridging.stop();
+  const [rxAfter, txAfter] = read();
+  check(received >= sent * 0.9, `${received} of ${sent} packets came through the bridge\n${said}`);
+  const moved = [...rxAfter].filter((b) => txBefore.has(b)).length;
+  check(moved > 0, 'no buffer of the tx ring is in the rx ring: the bridge has copied');
+  const all = (...sets: Set<number>[]): string =>
+    [...new Set(sets.flatMap((s) => [...s]))].toSorted((p, q) => p - q).join();
+  check(all(rxBefore, txBefore) === all(rxAfter, txAfter), 'a buffer was lost or doubled');
+  return `${received} of ${sent} packets, ${moved} of ${rxAfter.size} buffers of the rx ring were the tx ring's`;
+}
+
+// ---- The end ---------------------------------------------------------------------------------------------------
+
+async function clean(lab: Lab): Promise<string> {
+  await lab.dropAll();
+  const { atStart } = lab;
+  let now = await lab.daemon.holdings();
+  const isClean = async (): Promise<boolean> => {
+    now = await lab.daemon.holdings();
+    return JSON.stringify(now) === JSON.stringify(atStart);
+  };
+  await lab.until('the daemon has given everything back', isClean).catch(() => {
+    throw new Error(`the daemon held ${JSON.stringify(atStart)} at the start, now ${JSON.stringify(now)}`);
+  });
+  return `${now.descriptors} descriptors, no guest memory, all buffers as at the start`;
+}
+
+const cleanStep: Step = { name: 'clean', what: 'all machines killed: the daemon gave everything back', run: clean };
+
+// ---- All of them -----------------------------------------------------------------------------------------------
+
+const main: Part = {
+  setup: defaultSetup,
+  steps: [
+    { name: 'attach', what: 'the driver attaches, its rings run', run: attach },
+    { name: 'tx', what: 'pkt-gen: guest to host', run: tx },
+    { name: 'rx', what: 'pkt-gen: host to guest', run: rx },
+    { name: 'ping', what: 'pkt-gen: the guest asks, the host answers', run: ping },
+    { name: 'pong', what: 'pkt-gen: the host asks, the guest answers', run: pong },
+    { name: 'vm-to-vm', what: 'pkt-gen: guest to guest', run: vmToVm },
+    { name: 'tcp', what: 'ping and TCP between guests, header on', run: (lab) => tcp(lab, true) },
+    { name: 'tcp-no-header', what: 'ping and TCP between guests, header off', run: (lab) => tcp(lab, false) },
+    { name: 'tcp-mixed', what: 'ping and TCP between guests, header on in one only', run: tcpMixed },
+    { name: 'bridge', what: 'bridge in a guest with two ports, without copying', run: bridge },
+    { name: 'reload', what: 'the driver is unloaded and loaded', run: reload },
+    { name: 'down-up', what: 'the interface goes down and up', run: downUp },
+    { name: 'reboot', what: 'reboot from inside', run: reboot },
+    { name: 'reset', what: 'hard reset in traffic', run: resetInTraffic },
+    { name: 'kill', what: 'kill -9 of QEMU in traffic, a new one on the same sockets', run: killQemu },
+    cleanStep,
+  ],
+};
+
+const shape = (setup: Setup): string =>
+  `${setup.machine}-${setup.cpus}cpu-bar${setup.bar64 ? 64 : 32}${setup.queuePairs === 1 ? '' : `-${setup.queuePairs}queues`}`;
+
+/** The short way through everything, in a set-up of its own. */
+function short(setup: Setup): Part {
+  const name = (step: string): string => `${shape(setup)}/${step}`;
+  const tcpOn = (lab: Lab): Promise<string> => tcp(lab, true);
+  return {
+    setup,
+    steps: [
+      { name: name('attach'), what: 'the driver attaches', run: attach },
+      { name: name('tx'), what: 'pkt-gen: guest to host', run: tx },
+      { name: name('rx'), what: 'pkt-gen: host to guest', run: rx },
+      { name: name('tcp'), what: 'ping and TCP between guests', run: tcpOn },
+      { ...cleanStep, name: name('clean') },
+    ],
+  };
+}
+
+const machines = ['pc', 'q35'] as const;
+const setups = machines.flatMap((machine) =>
+  [1, 2].flatMap((cpus) => [false, true].map((bar64) => ({ machine, cpus, bar64, queuePairs: 1 }))),
+);
+
+export const parts: readonly Part[] = [
+  main,
+  short({ machine: 'pc', cpus: 2, bar64: true, queuePairs: 2 }),
+  ...setups.filter((s) => shape(s) !== shape(defaultSetup)).map(short),
+];
