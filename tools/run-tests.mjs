@@ -172,16 +172,19 @@ const parts = new Map([
 /** The parts, folders and files asked for, as [name, function]. */
 function selection() {
   if (names.length === 0) return [...parts];
-  return names.map((name) => {
-    const part = parts.get(name);
-    if (part !== undefined) return [name, part];
-    const path = testPath(name);
-    if (path === undefined) {
-      throw new Error(`no part, folder or file "${name}"; parts: build ${[...parts.keys()].join(' ')}`);
-    }
-    const concurrency = new Map(testFolders).get(path.split('/')[1]) ?? 1;
-    return [name, () => tests(testFiles(path), concurrency)];
-  });
+  // Set-up and build always run.
+  return names
+    .filter((name) => name !== 'set-up' && name !== 'build')
+    .map((name) => {
+      const part = parts.get(name);
+      if (part !== undefined) return [name, part];
+      const path = testPath(name);
+      if (path === undefined) {
+        throw new Error(`no part, folder or file "${name}"; parts: set-up build ${[...parts.keys()].join(' ')}`);
+      }
+      const concurrency = new Map(testFolders).get(path.split('/')[1]) ?? 1;
+      return [name, () => tests(testFiles(path), concurrency)];
+    });
 }
 
 async function runPart(name, body) {
@@ -207,7 +210,7 @@ try {
     process.stdout.write(`${['set-up', 'build', ...parts.keys()].join('\n')}\n`);
     process.exit(0);
   }
-  const chosen = names.length === 1 && names[0] === 'build' ? [] : selection();
+  const chosen = selection();
   const ready =
     (await runPart('set-up', () => {
       installPackages();

@@ -13,10 +13,15 @@ export class UsageError extends Error {
 /** Exit status of a wrong command line. */
 export const EXIT_USAGE = 2;
 
-/** What is printed for an error: a line (one for each fault of a configuration), its stack only if asked for. */
+/**
+ * What is printed for an error: a line (one for each fault of a configuration; the marks under a wrong port name follow
+ * theirs), its stack only if asked for.
+ */
 export function errorText(error: unknown, debug: boolean): string {
   if (!(error instanceof Error)) return `ptnet: ${String(error)}\n`;
   if (debug) return `ptnet: ${error.stack ?? error.message}\n`;
-  const lines = error.name === 'ConfigError' ? (error as ConfigError).faults : [error.message.split('\n')[0]];
-  return lines.map((line) => `ptnet: ${line}\n`).join('');
+  if (error.name === 'ConfigError') return (error as ConfigError).faults.map((fault) => `ptnet: ${fault}\n`).join('');
+  const [line, ...more] = error.message.split('\n');
+  const marks = more.filter((text) => text.startsWith('  ')).map((text) => text.replace(/\^: [A-Z]+$/, '^'));
+  return `${[`ptnet: ${line}`, ...marks].join('\n')}\n`;
 }

@@ -95,9 +95,7 @@ export function explainIssues(source: Source, issues: readonly z.core.$ZodIssue[
       return `${keyPlace(source, path)}: ${pathText(path)}: must be ${issue.issues[0]?.message ?? message}`;
     }
     const where = `${place(source, path)}: ${pathText(path)}`;
-    // A fault of our own says it all, unless it only says what is allowed.
-    const whole = code === 'custom' && issue.params?.['value'] !== true;
-    return whole ? `${where}: ${message}` : `${where}: ${valueText(source, path)}, must be ${message}`;
+    return code === 'custom' ? `${where}: ${message}` : `${where}: ${valueText(source, path)}, must be ${message}`;
   });
   return new ConfigError(faults.toSorted(byPlace));
 }

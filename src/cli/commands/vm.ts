@@ -1,4 +1,4 @@
-/** `ptnet vm`: the QEMU arguments that give a virtual machine its ports (shared/abi.md 4, docs/qemu.md). */
+/** `ptnet vm`: the QEMU arguments that give a virtual machine its ports (shared/abi.md 4, docs/host.md). */
 import type { Command } from 'commander';
 import type { VmStatus } from '../../abi/index.ts';
 import { defaultRunDir, listDaemon } from '../../api/index.ts';

@@ -94,6 +94,8 @@ test('errors are a line each, with a stack only on request', () => {
     errorText(new ConfigError(['a.yaml:1:1: x', 'a.yaml:2:1: y']), false),
     'ptnet: a.yaml:1:1: x\nptnet: a.yaml:2:1: y\n',
   );
+  const marked = 'open: port name "va": why\n  va\n    ^: EINVAL';
+  assert.equal(errorText(new Error(marked), false), 'ptnet: open: port name "va": why\n  va\n    ^\n');
   assert.match(errorText(new Error('boom'), true), /boom\n +at /);
 });
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { test, type TestContext } from 'node:test';
@@ -38,4 +38,27 @@ test('layers: only os makes native calls', (t) => {
 
 test('layers: src imports no tests and no tools', (t) => {
   assert.equal(mayImport(t, 'device/a.ts', '../../tests/device/mock.ts'), false);
+});
+
+test('layers: docs/architecture.md says what the linter enforces', () => {
+  const config = JSON.parse(readFileSync('.oxlintrc.json', 'utf8')) as {
+    overrides: { files: string[]; rules: { 'no-restricted-imports'?: [string, { patterns: { regex: string }[] }] } }[];
+  };
+  const documented = new Map(
+    [...readFileSync('docs/architecture.md', 'utf8').matchAll(/^src\/(\S+) +<- (.*)$/gm)].map(
+      ([, folder = '', list = '']) => [folder, new Set(list === 'nothing' ? [] : list.split(', '))],
+    ),
+  );
+  const layers = [...documented.keys(), 'datapath'];
+  const enforced = config.overrides.filter((o) => o.rules['no-restricted-imports'] !== undefined);
+  assert.deepEqual(
+    enforced.map((o) => o.files[0]).toSorted(),
+    [...documented.keys()].map((f) => `src/${f}/**`).toSorted(),
+  );
+  for (const { files, rules } of enforced) {
+    const folder = files[0]?.split('/')[1] ?? assert.fail();
+    const pattern = new RegExp(rules['no-restricted-imports']?.[1].patterns[0]?.regex ?? assert.fail());
+    const allowed = layers.filter((to) => to !== folder && !pattern.test(`../${to}/index.ts`));
+    assert.deepEqual(new Set(allowed), documented.get(folder), folder);
+  }
 });
