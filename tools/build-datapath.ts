@@ -51,7 +51,7 @@ if (modified(output) < Math.max(...inputs.map(modified))) {
   const flags = (
     '--runtime stub --noAssert --optimizeLevel 3 --shrinkLevel 0 --disableWarning 112 ' +
     '--enable simd --enable threads --disable bulk-memory ' +
-    '--importMemory --sharedMemory --noExportMemory --initialMemory 65536 --maximumMemory 65536'
+    '--importMemory --sharedMemory --noExportMemory --initialMemory 1 --maximumMemory 65536'
   ).split(' ');
   execFileSync(process.execPath, [asc, join(sourceDir, 'index.ts'), '--outFile', next, ...flags], {
     cwd: root,

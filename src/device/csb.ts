@@ -41,6 +41,14 @@ export function mapCsbPage(
     throw new CsbError(errno.ENXIO, `${where}: not in memory that the client shares (is its memory share=on?)`);
   }
   const { fd } = found;
+  // Only memfds have seals, so nothing below asks a file system of the client's own (FUSE) and waits for it.
+  if (!trusted && (getSeals(fd) & F_SEAL_SHRINK) === 0) {
+    throw new CsbError(
+      errno.EPERM,
+      `${where}: its memory is not sealed against shrinking; use memory-backend-memfd (which is), or trust this client's ` +
+        'memory in the configuration (trustUnsealedMemory)',
+    );
+  }
   const pageBytes = hugePageBytes(fd) ?? CSB_PAGE_SIZE;
   if (pageBytes > windowBytes) {
     throw new CsbError(
@@ -52,13 +60,6 @@ export function mapCsbPage(
   if (fileOfs % CSB_PAGE_SIZE !== 0) throw new CsbError(errno.EINVAL, `${where}: not page aligned in its file`);
   const start = Math.floor(fileOfs / pageBytes) * pageBytes;
   try {
-    if (!trusted && (getSeals(fd) & F_SEAL_SHRINK) === 0) {
-      throw new CsbError(
-        errno.EPERM,
-        `${where}: its memory is not sealed against shrinking; use memory-backend-memfd (which is), or trust this client's ` +
-          'memory in the configuration (trustUnsealedMemory)',
-      );
-    }
     const size = fileSize(fd);
     if (start + pageBytes > size) {
       throw new CsbError(errno.EFAULT, `${where}: offset ${fileOfs} is beyond the end of its file (${size} bytes)`);

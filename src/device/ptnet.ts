@@ -50,6 +50,8 @@ export interface PtnetConfig {
   readonly registration: Registration;
   /** Accept a client's memory that is not sealed against shrinking (R1). */
   readonly trustUnsealedMemory: boolean;
+  /** Most DMA_MAPs held for the client, each with a descriptor (default: enough for a virtual machine). */
+  readonly maxDmaMaps?: number;
 }
 
 export interface PtnetHooks {
@@ -79,19 +81,22 @@ export class PtnetDevice extends PciDevice {
   readonly #m: Views;
   readonly #rings: RingControl;
   readonly #hooks: PtnetHooks;
-  readonly #dma = new DmaTable();
+  readonly #dma: DmaTable;
   /** Eventfd of each vector, -1 for none. */
   readonly #irqs: number[];
   #buffers: readonly (readonly number[])[];
+  /** Rung for the KICK registers. Nobody else has it, so that writing it never blocks. */
   #kick = -1;
+  /** Given to the client, which rings it itself and may do anything with it: never written here (R15). */
+  #clientKick = -1;
   #attached = false;
   #running = false;
   #features = 0;
   #vnetHdrLen = 0;
   #ctlStatus = 0;
   #csb = { atokHigh: 0, ktoaHigh: 0, atok: 0n, ktoa: 0n };
-  /** Where the CSB pages are mapped while the rings run. */
-  #mapped: { atok: number; ktoa: number } | undefined;
+  /** What `changed` was last called with. */
+  #told: PtnetState = { attached: false, running: false, vnetHdrLen: 0 };
 
   constructor(config: PtnetConfig, arena: Arena, rings: RingControl, hooks: PtnetHooks) {
     const vectors = allRings(config.registration).length;
@@ -113,6 +118,7 @@ export class PtnetDevice extends PciDevice {
     this.#m = arena.m;
     this.#rings = rings;
     this.#hooks = hooks;
+    this.#dma = new DmaTable(config.maxDmaMaps);
     this.#irqs = Array.from({ length: vectors }, () => -1);
     this.#buffers = allRings(config.registration).map((ring) => ring.buffers);
   }
@@ -131,18 +137,34 @@ export class PtnetDevice extends PciDevice {
     return this.#irqs.includes(fd);
   }
 
-  /** A client is about to be served: it gets a kick eventfd of its own. */
+  /** A client is about to be served: it gets kick eventfds of its own (R14). @throws SysError; nothing is kept then */
   async connected(): Promise<void> {
-    this.#kick = eventfd();
-    await this.#rings.addKick(this.#kick);
+    try {
+      this.#kick = eventfd();
+      await this.#rings.addKick(this.#kick);
+      this.#clientKick = eventfd();
+      await this.#rings.addKick(this.#clientKick);
+    } catch (e) {
+      await this.#dropKicks();
+      throw e;
+    }
     this.#attached = true;
     this.#changed();
   }
 
+  /** The datapath lets go of them before they are closed: their numbers may be used again. */
+  async #dropKicks(): Promise<void> {
+    const fds = [this.#kick, this.#clientKick].filter((fd) => fd >= 0);
+    this.#kick = -1;
+    this.#clientKick = -1;
+    for (const fd of fds) await this.#rings.removeKick(fd).catch(() => undefined);
+    for (const fd of fds) closeFd(fd);
+  }
+
   /** KICK registers answered by an eventfd that the client writes itself (GET_REGION_IO_FDS). */
   regionIoFds(index: number): { offset: number; size: number; fd: number }[] {
-    if (index !== PTNETMAP_IO_PCI_BAR || this.#kick < 0) return [];
-    return this.#irqs.map((_, i) => ({ offset: IO.KICK_BASE + 4 * i, size: 4, fd: this.#kick }));
+    if (index !== PTNETMAP_IO_PCI_BAR || this.#clientKick < 0) return [];
+    return this.#irqs.map((_, i) => ({ offset: IO.KICK_BASE + 4 * i, size: 4, fd: this.#clientKick }));
   }
 
   protected readRegister(offset: number): number {
@@ -242,9 +264,8 @@ export class PtnetDevice extends PciDevice {
       return errno.ENXIO;
     }
     try {
-      this.#mapped = this.#mapCsb();
+      const { atok: a, ktoa: k } = this.#mapCsb();
       writeInterface(this.#m, this.registration);
-      const { atok: a, ktoa: k } = this.#mapped;
       const rings = allRings(this.registration).map((ring, i) => ({
         kring: ring.kring,
         atok: a + i * nm_csb_atok.size,
@@ -261,6 +282,10 @@ export class PtnetDevice extends PciDevice {
           'CREATE refused with EINVAL: kern_need_kick is not 1 in every ktoa entry, so the CSB pages seen here are not ' +
             "the guest's: start QEMU with share=on on its memory backend",
         );
+      } else if (status === errno.EIO) {
+        this.#hooks.warn(
+          'CREATE refused with EIO: the switch of this port was stopped by a fault in the datapath (R2)',
+        );
       } else {
         this.#hooks.warn(`CREATE refused with ${errnoName(status)}`);
       }
@@ -274,6 +299,7 @@ export class PtnetDevice extends PciDevice {
     }
   }
 
+  /** Returns the arena addresses of the pages. @throws CsbError */
   #mapCsb(): { atok: number; ktoa: number } {
     const { csbAddr, csbWindow } = this.registration;
     const trusted = this.#config.trustUnsealedMemory;
@@ -290,7 +316,6 @@ export class PtnetDevice extends PciDevice {
   #unmapCsb(): void {
     const { csbAddr, csbWindow } = this.registration;
     for (const window of csbAddr) this.#arena.unmap(window, csbWindow);
-    this.#mapped = undefined;
   }
 
   /** Stops the rings and lets go of the CSB; positions stay. */
@@ -375,9 +400,7 @@ export class PtnetDevice extends PciDevice {
       0,
       this.#irqs.map(() => -1),
     );
-    if (this.#kick >= 0) await this.#rings.removeKick(this.#kick);
-    closeFd(this.#kick);
-    this.#kick = -1;
+    await this.#dropKicks();
     this.#dma.clear();
     await this.reset();
     this.#attached = false;
@@ -395,7 +418,12 @@ export class PtnetDevice extends PciDevice {
     await this.#rings.reset(allRings(r).map((ring) => ring.kring));
   }
 
+  /** Tells what changed; a client that writes the same registers for ever keeps nobody busy with it. */
   #changed(): void {
-    this.#hooks.changed(this.state);
+    const { attached, running, vnetHdrLen } = this.state;
+    const last = this.#told;
+    if (last.attached === attached && last.running === running && last.vnetHdrLen === vnetHdrLen) return;
+    this.#told = { attached, running, vnetHdrLen };
+    this.#hooks.changed(this.#told);
   }
 }

@@ -54,7 +54,7 @@ type Exports = { readonly [K in keyof Datapath]: Datapath[K] };
 const file = new URL('../datapath/datapath.wasm', import.meta.url);
 let compiled: WebAssembly.Module | undefined;
 
-/** Instantiates the datapath over an arena of 4 GiB. The module has no state of its own (R4). */
+/** Instantiates the datapath over an arena of any size. The module has no state of its own (R4). */
 export function loadDatapath(memory: WebAssembly.Memory): Datapath {
   compiled ??= new WebAssembly.Module(readFileSync(file));
   return new WebAssembly.Instance(compiled, { env: { memory } }).exports as unknown as Exports;

@@ -8,7 +8,7 @@
 import type { Views } from '../abi/index.ts';
 import { kring, port as portLayout } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
-import { Epoll, EPOLLET, EPOLLIN, errno, eventfd, eventfdSignal } from '../os/index.ts';
+import { closeFd, Epoll, EPOLLET, EPOLLIN, errno, eventfd, eventfdSignal } from '../os/index.ts';
 import type { Command, CommandResult, RingStart } from './commands.ts';
 import { CTL } from './commands.ts';
 import type { Datapath } from './datapath.ts';
@@ -111,6 +111,12 @@ export class Kloop {
         armedAt = now;
       }
     }
+  }
+
+  /** Closes its descriptors, at the end of its life. */
+  close(): void {
+    this.#epoll.close();
+    closeFd(this.doorbell);
   }
 
   /** Carries out one command. Never throws. */

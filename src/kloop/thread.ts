@@ -44,6 +44,7 @@ function main(data: KloopThreadData): void {
   });
   post({ event: 'ready' });
   kloop.run();
+  kloop.close();
 }
 
 main(workerData as KloopThreadData);
