@@ -3,9 +3,10 @@
  * however the process ended, is the end of the port. Runs on the control thread's event loop; nothing here blocks.
  */
 import type { ControlReply, ControlRequest } from '../abi/index.ts';
-import { CONTROL_MAX_LINE } from '../abi/index.ts';
 import type { PeerCredentials, Watch } from '../os/index.ts';
-import { acceptUnix, closeFd, listenUnix, MessageSocket, peerCredentials, SysError, watch } from '../os/index.ts';
+import { closeFd, errno, listenUnix, MessageSocket, peerCredentials, SysError, watch } from '../os/index.ts';
+import type { Acceptor } from './acceptor.ts';
+import { acceptor } from './acceptor.ts';
 
 export interface ControlAnswer {
   readonly reply: ControlReply;
@@ -19,38 +20,59 @@ export type ControlHandler = (request: ControlRequest, peer: PeerCredentials) =>
 
 /** A request must be complete after this long, and a reply read. */
 const STALL_MS = 5000;
+/** Bytes of a request; the longest that means anything is far below. */
+const MAX_REQUEST = 16 * 1024;
 const MAX_CONNECTIONS = 1024;
+/** Connections of one user other than root, so that no user keeps the others out. */
+const MAX_USER_CONNECTIONS = 512;
+
+export interface ControlServerOptions {
+  /** Who may connect: the file mode of the socket. What they may ask for is the handler's to say (R21). */
+  readonly mode: number;
+  /** Told what went wrong with the socket itself. */
+  readonly warn: (message: string) => void;
+}
 
 export class ControlServer {
-  readonly #fd: number;
-  readonly #watch: Watch;
+  readonly #acceptor: Acceptor;
   readonly #handler: ControlHandler;
   readonly #connections = new Set<Connection>();
 
-  constructor(path: string, handler: ControlHandler) {
+  constructor(path: string, handler: ControlHandler, { mode, warn }: ControlServerOptions) {
     this.#handler = handler;
-    this.#fd = listenUnix(path, 0o600, 128);
-    this.#watch = watch(this.#fd, { readable: true, writable: false }, () => this.#accept());
+    this.#acceptor = acceptor(
+      listenUnix(path, mode, 128),
+      (fd) => this.#connect(fd),
+      (e) => warn(`control socket: nobody can connect now: ${e.message}`),
+    );
   }
 
-  #accept(): void {
-    for (let fd = acceptUnix(this.#fd); fd >= 0; fd = acceptUnix(this.#fd)) {
-      if (this.#connections.size >= MAX_CONNECTIONS) {
-        closeFd(fd);
-        continue;
-      }
-      const connection = new Connection(fd, this.#handler, () => this.#connections.delete(connection));
-      this.#connections.add(connection);
-    }
+  #connect(fd: number): void {
+    const { uid } = peerCredentials(fd);
+    const mine = [...this.#connections].filter((c) => c.uid === uid).length;
+    const handler =
+      this.#connections.size >= MAX_CONNECTIONS || (uid !== 0 && mine >= MAX_USER_CONNECTIONS)
+        ? refuseAll(uid, mine, this.#connections.size)
+        : this.#handler;
+    const connection = new Connection(fd, handler, () => this.#connections.delete(connection));
+    if (handler === this.#handler) this.#connections.add(connection);
+    else connection.refuse();
   }
 
   /** Ends listening and all connections (their ports' ends are the caller's business now). */
   close(): void {
-    this.#watch.close();
-    closeFd(this.#fd);
+    this.#acceptor.close();
     for (const connection of this.#connections) connection.close();
   }
 }
+
+/** Answers that there are too many connections. */
+const refuseAll =
+  (uid: number, mine: number, all: number): ControlHandler =>
+  () => {
+    const why = `user ${uid} has ${mine} connections open of ${all} in all; close some ports`;
+    return Promise.reject(new SysError(`the daemon takes no more connections: ${why}`, errno.EMFILE));
+  };
 
 class Connection {
   readonly #socket: MessageSocket;
@@ -58,7 +80,7 @@ class Connection {
   readonly #handler: ControlHandler;
   readonly #gone: () => void;
   readonly #peer: PeerCredentials;
-  readonly #chunk = new Uint8Array(65536);
+  readonly #chunk = new Uint8Array(4096);
   #line: Uint8Array[] = [];
   #bytes = 0;
   #asked = false;
@@ -83,6 +105,17 @@ class Connection {
     });
   }
 
+  get uid(): number {
+    return this.#peer.uid;
+  }
+
+  /** Answers without having read a request. */
+  refuse(): void {
+    this.#asked = true;
+    clearTimeout(this.#stall);
+    void this.#answer('{}');
+  }
+
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -104,12 +137,12 @@ class Connection {
     const end = chunk.indexOf(10);
     this.#line.push(end < 0 ? chunk : chunk.subarray(0, end));
     this.#bytes += got.bytes;
-    if (this.#bytes > CONTROL_MAX_LINE) return this.close();
-    if (end < 0) return;
+    if (end < 0 && this.#bytes <= MAX_REQUEST) return;
     this.#asked = true;
     clearTimeout(this.#stall);
-    void this.#answer(new TextDecoder().decode(Buffer.concat(this.#line)));
+    const line = Buffer.concat(this.#line);
     this.#line = [];
+    void this.#answer(new TextDecoder().decode(line));
   }
 
   async #answer(line: string): Promise<void> {
@@ -131,11 +164,10 @@ class Connection {
 
   async #handle(line: string): Promise<ControlAnswer> {
     try {
-      return await this.#handler(JSON.parse(line) as ControlRequest, this.#peer);
+      return await this.#handler(parseRequest(line), this.#peer);
     } catch (e) {
       const error = e instanceof Error ? e.message : String(e);
-      const errno = e instanceof SysError ? e.code : 'EINVAL';
-      return { reply: { ok: false, error, errno } };
+      return { reply: { ok: false, error, errno: e instanceof SysError ? e.code : 'EINVAL' } };
     }
   }
 
@@ -151,4 +183,19 @@ class Connection {
     clearTimeout(this.#stall);
     if (this.#onEnd === undefined) this.close();
   }
+}
+
+/** A request's outermost form; the rest is checked by whoever handles it. @throws SysError */
+function parseRequest(line: string): ControlRequest {
+  if (line.length > MAX_REQUEST) throw new SysError(`the request is longer than ${MAX_REQUEST} bytes`, errno.EMSGSIZE);
+  let request: unknown;
+  try {
+    request = JSON.parse(line);
+  } catch {
+    throw new SysError(`the request is no JSON: ${JSON.stringify(line.slice(0, 80))}`, errno.EINVAL);
+  }
+  if (typeof request !== 'object' || request === null || Array.isArray(request)) {
+    throw new SysError(`the request is no JSON object: ${line.slice(0, 80)}`, errno.EINVAL);
+  }
+  return request as ControlRequest;
 }

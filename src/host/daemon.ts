@@ -5,9 +5,11 @@
 import type { ControlRequest, DaemonStatus, OpenOptions, VmStatus } from '../abi/index.ts';
 import { NM_BDG_MAXRINGS, NM_BRIDGE_MAXSLOTS } from '../abi/index.ts';
 import type { KloopEvent } from '../kloop/index.ts';
+import { regionLayout } from '../memory/index.ts';
 import { closeFd, errno, exitNow, type PeerCredentials, socketPair, SysError } from '../os/index.ts';
 import type { PortConfig } from '../ports/index.ts';
-import { MAX_RINGS_PER_PORT, parsePortName } from '../ports/index.ts';
+import { MAX_RINGS_PER_PORT, parsePortName, portNeeds } from '../ports/index.ts';
+import { DMA_MAPS_MAX } from '../vfio-user/index.ts';
 import { accessOf, type DaemonConfig, mayOpen } from './config.ts';
 import type { ControlAnswer } from './control-server.ts';
 import { ControlServer } from './control-server.ts';
@@ -21,6 +23,8 @@ import { Threads } from './threads.ts';
 
 /** Longest orderly end; then the process is ended as it is (R20). */
 const END_MS = 2000;
+/** DMA_MAPs of a local process, each of which makes the daemon hold a descriptor. Our driver needs one. */
+const LOCAL_DMA_MAPS = 32;
 
 export interface DaemonExit {
   readonly code: number;
@@ -40,7 +44,8 @@ export class Daemon {
   readonly exited: Promise<DaemonExit>;
   readonly #runDir: RunDir;
   readonly #vms: VmStatus[] = [];
-  readonly #opened = new Map<PortGroup, OpenPort>();
+  /** Ports that local processes have or are about to get. */
+  readonly #opened = new Set<OpenPort>();
   #threads!: Threads;
   #switchboard!: Switchboard;
   #control: ControlServer | undefined;
@@ -53,7 +58,7 @@ export class Daemon {
     this.version = version;
     this.log = log;
     this.exited = new Promise((resolve) => (this.#resolveExited = resolve));
-    this.#runDir = new RunDir(config.runDir);
+    this.#runDir = new RunDir(config.runDir, this.#shared);
   }
 
   /**
@@ -71,6 +76,11 @@ export class Daemon {
     return daemon;
   }
 
+  /** Whether the configuration lets users other than the daemon's own and root do anything. */
+  get #shared(): boolean {
+    return [...this.config.users.keys()].some((uid) => uid !== 0 && uid !== process.getuid!());
+  }
+
   async #start(): Promise<void> {
     const { config } = this;
     this.#threads = await Threads.start(config.threads, config.arenaBytes, {
@@ -83,7 +93,10 @@ export class Daemon {
     });
     this.#switchboard = new Switchboard(this.#threads);
     for (const [name, vm] of Object.entries(config.vms)) await this.#addVm(name, vm);
-    this.#control = new ControlServer(this.#runDir.controlSocket, (request, peer) => this.#request(request, peer));
+    this.#control = new ControlServer(this.#runDir.controlSocket, (request, peer) => this.#request(request, peer), {
+      mode: this.#shared ? 0o666 : 0o600,
+      warn: (message) => this.log.error(message),
+    });
     this.log.info(`ptnet ${this.version} runs in ${this.#runDir.path}`);
   }
 
@@ -102,6 +115,7 @@ export class Daemon {
         hugePages: true,
         vnetHdr: false,
         bar64: vm.bar64 ?? true,
+        maxDmaMaps: DMA_MAPS_MAX,
       },
     );
     this.#vms.push({
@@ -198,7 +212,12 @@ export class Daemon {
     if (typeof name !== 'string') throw new SysError('open: "port" has to be a name', errno.EINVAL);
     parsePortName(name);
     const { bufSize, ...config } = this.#shape(options);
-    this.#checkAccess(name, peer);
+    const needs = portNeeds(config);
+    // All of the file may become memory, also what the layout does not use.
+    const bytes = regionLayout({ name, interfaces: 1, ...needs, bufSize }).fileSize;
+    // Counted from now on, so that many requests at a time get no more than one after the other.
+    const opened = this.#checkAccess(name, peer, bytes);
+    this.#opened.add(opened);
     const [memdev, memdevPeer] = socketPair();
     const [ptnet, ptnetPeer] = socketPair();
     let group: PortGroup;
@@ -209,47 +228,49 @@ export class Daemon {
         bufSize,
         { fd: memdev },
         [{ name, config, endpoint: { fd: ptnet } }],
-        { trustUnsealedMemory: false, hugePages: false, vnetHdr: false, bar64: true },
+        { trustUnsealedMemory: false, hugePages: false, vnetHdr: false, bar64: true, maxDmaMaps: LOCAL_DMA_MAPS },
       );
     } catch (e) {
+      this.#opened.delete(opened);
       for (const fd of [memdevPeer, ptnetPeer]) closeFd(fd);
       throw e;
     }
-    this.#opened.set(group, { uid: peer.uid, bytes: group.region.layout.size });
     this.log.info(`${name}: opened by process ${peer.pid}`);
     return {
       reply: { ok: true, op: 'open', port: name },
       fds: [memdevPeer, ptnetPeer],
       onEnd: () => {
         if (this.#ending) return;
-        this.#opened.delete(group);
         this.#switchboard.close(group).then(
-          () => this.log.info(`${name}: closed`),
+          () => {
+            this.#opened.delete(opened);
+            this.log.info(`${name}: closed`);
+          },
           (e: unknown) => this.log.error({ err: e }, `${name}: could not be closed`),
         );
       },
     };
   }
 
-  #checkAccess(name: string, peer: PeerCredentials): void {
-    const access = accessOf(this.config, peer.uid);
+  /** Whether a user may open a port with so many bytes of region now; what is then counted against him. */
+  #checkAccess(name: string, { uid }: PeerCredentials, bytes: number): OpenPort {
+    const access = accessOf(this.config, uid);
     if (access === undefined || !mayOpen(access, name)) {
-      throw new SysError(`open ${name}: the configuration does not let user ${peer.uid} open this port`, errno.EPERM);
+      throw new SysError(`open ${name}: the configuration does not let user ${uid} open this port`, errno.EPERM);
     }
-    const mine = [...this.#opened.values()].filter((o) => o.uid === peer.uid);
+    const mine = [...this.#opened].filter((o) => o.uid === uid);
     if (mine.length >= access.maxPorts) {
       throw new SysError(
-        `open ${name}: user ${peer.uid} has ${mine.length} ports open, all that maxPorts allows`,
+        `open ${name}: user ${uid} has ${mine.length} ports open, all that maxPorts allows`,
         errno.EDQUOT,
       );
     }
-    const bytes = mine.reduce((sum, o) => sum + o.bytes, 0);
-    if (bytes >= access.maxMemory) {
-      throw new SysError(
-        `open ${name}: user ${peer.uid} has ${bytes} bytes of regions, all that maxMemory allows`,
-        errno.EDQUOT,
-      );
+    const used = mine.reduce((sum, o) => sum + o.bytes, 0);
+    if (used + bytes > access.maxMemory) {
+      const has = `user ${uid} has ${used} bytes of regions, and maxMemory allows ${access.maxMemory}`;
+      throw new SysError(`open ${name}: the port needs ${bytes} bytes; ${has}`, errno.EDQUOT);
     }
+    return { uid, bytes };
   }
 
   /** The shape a client asked for, over the configuration's defaults. @throws SysError */

@@ -6,9 +6,10 @@ import type { MemdevConfig, PtnetConfig, PtnetState, RingControl } from '../devi
 import { MemdevDevice, PtnetDevice } from '../device/index.ts';
 import type { Command, Mailbox } from '../kloop/index.ts';
 import type { Arena } from '../memory/index.ts';
-import type { Watch } from '../os/index.ts';
-import { acceptUnix, closeFd, listenUnix, peerCredentials, watch } from '../os/index.ts';
+import { closeFd, listenUnix, peerCredentials } from '../os/index.ts';
 import { ServerConnection, socketTransport } from '../vfio-user/index.ts';
+import type { Acceptor } from './acceptor.ts';
+import { acceptor } from './acceptor.ts';
 
 export type DevicesCommand =
   | { readonly op: 'memdev-add'; readonly id: number; readonly name: string; readonly memdev: MemdevConfig }
@@ -58,7 +59,7 @@ interface Entry {
   /** Whether a client is served or its end is being dealt with; `free` settles when neither is true any more. */
   busy: boolean;
   free: Promise<void>;
-  listener: { fd: number; watch: Watch } | undefined;
+  listener: Acceptor | undefined;
 }
 
 export class Devices {
@@ -147,18 +148,21 @@ export class Devices {
 
   #listen(entry: Entry, path: string, uids: readonly number[]): void {
     const fd = listenUnix(path);
-    const accept = (): void => {
-      for (let client = acceptUnix(fd); client >= 0; client = acceptUnix(fd)) {
+    entry.listener = acceptor(
+      fd,
+      (client) => {
         const { uid, pid } = peerCredentials(client);
         if (uids.includes(uid)) {
-          void this.#serve(entry, client);
+          this.#serve(entry, client).catch((e: unknown) =>
+            this.#log('error', `${entry.name}: cannot serve: ${text(e)}`),
+          );
         } else {
           closeFd(client);
           this.#log('warn', `${entry.name}: refused process ${pid}: user ${uid} may not use this device`);
         }
-      }
-    };
-    entry.listener = { fd, watch: watch(fd, { readable: true, writable: false }, accept) };
+      },
+      (e) => this.#log('error', `${entry.name}: no client can connect now: ${e.message}`),
+    );
   }
 
   /** Serves a client; a second one is refused, unless the first is just leaving. */
@@ -196,16 +200,15 @@ export class Devices {
 
   async #remove(id: number): Promise<void> {
     const entry = this.#entry(id);
-    if (entry.listener !== undefined) {
-      entry.listener.watch.close();
-      closeFd(entry.listener.fd);
-    }
+    entry.listener?.close();
     entry.connection?.close('the device was removed');
     await entry.free;
     this.#entries.delete(id);
   }
 
-  #log(level: 'warn' | 'debug', message: string): void {
+  #log(level: 'error' | 'warn' | 'debug', message: string): void {
     this.#post({ event: 'log', level, message });
   }
 }
+
+const text = (e: unknown): string => (e instanceof Error ? e.message : String(e));

@@ -1,6 +1,6 @@
 /**
  * Frees a datapath thread that hangs in a write to a client's eventfd (R15): a client may make its descriptor blocking
- * and fill it. Watches only while the datapath thread is awake, so that nothing ticks at rest.
+ * and fill it. Watches from a thread's first write on until it sleeps, so that nothing ticks at rest.
  */
 import { CTL } from '../kloop/index.ts';
 import { eventfdDrain } from '../os/index.ts';
@@ -10,6 +10,8 @@ const TICK_MS = 5;
 const STUCK_TICKS = 3;
 /** Ticks asleep after which watching ends. */
 const ASLEEP_TICKS = 2;
+/** Most reads to free one write: others who wait to write the same descriptor may be woken first. */
+const DRAINS = 1000;
 
 export class Heartbeats {
   readonly #ctl: Int32Array;
@@ -25,7 +27,7 @@ export class Heartbeats {
     this.#onStuck = onStuck;
   }
 
-  /** The thread is awake: watch it until it sleeps again. */
+  /** The thread writes: watch it until it sleeps again. */
   watch(): void {
     this.#asleep = 0;
     this.#stuck = 0;
@@ -52,7 +54,10 @@ export class Heartbeats {
     this.#last = { writing, beat };
     if (this.#stuck < STUCK_TICKS) return;
     this.#stuck = 0;
-    eventfdDrain(writing - 1);
+    for (let i = 0; i < DRAINS && Atomics.load(ctl, CTL.WRITING) === writing; i++) {
+      if (Atomics.load(ctl, CTL.HEARTBEAT) !== beat) break;
+      eventfdDrain(writing - 1);
+    }
     this.#onStuck(writing - 1);
   }
 }

@@ -1,6 +1,7 @@
 /**
  * The run directory: private to its user (R21), owned by one live daemon at a time. A lock file says so: the lock
- * goes with the process, however it ends, so that the next daemon takes over what a killed one left.
+ * goes with the process, however it ends, so that the next daemon takes over what a killed one left. Where other users
+ * may open ports, they may pass through the directory (not list it) to the control socket, and to nothing else.
  */
 import {
   chmodSync,
@@ -35,13 +36,15 @@ export class RunDir {
 
   /**
    * Creates or takes over the directory. Sockets of a daemon that is gone are removed.
+   * @param shared other users have to reach the control socket
    * @throws RunDirError if it cannot be written, is not private, or belongs to a live daemon
    */
-  constructor(path: string) {
+  constructor(path: string, shared = false) {
     this.path = path;
+    const mode = shared ? 0o711 : 0o700;
     this.controlSocket = join(path, CONTROL_SOCKET);
     try {
-      mkdirSync(path, { recursive: true, mode: 0o700 });
+      mkdirSync(path, { recursive: true, mode });
     } catch (e) {
       throw new RunDirError(`cannot create the run directory: ${text(e)}; choose another with --run-dir`);
     }
@@ -53,7 +56,7 @@ export class RunDir {
         `the run directory ${path} belongs to user ${stat.uid}, not to you (${uid}); choose another with --run-dir`,
       );
     }
-    if ((stat.mode & 0o077) !== 0) chmodSync(path, 0o700);
+    if ((stat.mode & 0o777) !== mode) chmodSync(path, mode);
     try {
       this.#lock = openSync(join(path, LOCK), 'a+', 0o600);
     } catch (e) {

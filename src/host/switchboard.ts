@@ -45,6 +45,18 @@ export interface PortRequest {
   readonly endpoint: Endpoint;
 }
 
+/** What the devices of a region have in common. */
+export interface GroupOptions {
+  readonly trustUnsealedMemory: boolean;
+  /** The client's memory may lie on huge pages. */
+  readonly hugePages: boolean;
+  readonly vnetHdr: boolean;
+  /** Whether the memdev's BAR1 is a 64-bit one. */
+  readonly bar64: boolean;
+  /** Most DMA_MAPs of each ptnet device. */
+  readonly maxDmaMaps: number;
+}
+
 /** A region, its memdev, and the ports in it: what one VM or one application has. */
 export interface PortGroup {
   readonly region: Region;
@@ -93,12 +105,7 @@ export class Switchboard {
     bufSize: number,
     memdevEndpoint: Endpoint,
     requests: readonly PortRequest[],
-    options: {
-      readonly trustUnsealedMemory: boolean;
-      readonly hugePages: boolean;
-      readonly vnetHdr: boolean;
-      readonly bar64: boolean;
-    },
+    options: GroupOptions,
   ): Promise<PortGroup> {
     const unserved = new Set([memdevEndpoint, ...requests.map((r) => r.endpoint)]);
     return this.#exclusive(async () => {
@@ -165,12 +172,7 @@ export class Switchboard {
     return result;
   }
 
-  async #openPort(
-    owner: PortOwner,
-    region: Region,
-    request: PortRequest,
-    options: { trustUnsealedMemory: boolean; hugePages: boolean; vnetHdr: boolean },
-  ): Promise<Port> {
+  async #openPort(owner: PortOwner, region: Region, request: PortRequest, options: GroupOptions): Promise<Port> {
     const { name, config } = request;
     if (this.#ports.has(name)) throw new SysError(`open port ${name}: it exists already`, errno.EEXIST);
     const parsed = parsePortName(name);
@@ -187,7 +189,8 @@ export class Switchboard {
       if (number < 0) throw new SysError(`attach ${name} to switch ${domain.name}: no free port`, -number);
       undo.push(async () => void (await this.#detach(domain, registration)));
       const device = this.#nextDevice++;
-      const ptnet = { registration, trustUnsealedMemory: options.trustUnsealedMemory };
+      const { trustUnsealedMemory, maxDmaMaps } = options;
+      const ptnet = { registration, trustUnsealedMemory, maxDmaMaps };
       await this.#threads.devices.call({ op: 'ptnet-add', id: device, name, thread: index, ptnet });
       const state = { attached: false, running: false, vnetHdrLen: 0 };
       const port: Port = { name, owner, domain, region, registration, device, state };

@@ -10,12 +10,14 @@ import type { Views } from '../abi/index.ts';
 import { views } from '../abi/index.ts';
 import {
   bufferAddress,
+  errno,
   mapAnonymousFixed,
   mapFixed,
   PAGE_SIZE,
   PROT_NONE,
   PROT_READ,
   PROT_WRITE,
+  SysError,
 } from '../os/index.ts';
 import { WASM_PAGE } from './webassembly.ts';
 
@@ -79,11 +81,12 @@ export class Arena {
 }
 
 /** An address range is not to be had: the arena is full. */
-export class ArenaFullError extends Error {
+export class ArenaFullError extends SysError {
   constructor(bytes: number, free: number) {
     super(
       `no ${bytes} contiguous bytes left in the arena (${free} bytes free in all): ` +
         'use smaller or fewer rings and buffers, or more datapath threads (--threads)',
+      errno.ENOMEM,
     );
     this.name = 'ArenaFullError';
   }

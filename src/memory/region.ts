@@ -136,7 +136,12 @@ export class Region {
     const known = this.#mappings.get(space);
     if (known !== undefined) return known;
     const ofs = space.alloc(this.layout.size);
-    space.arena.mapFile(ofs, this.layout.size, this.fd, 0);
+    try {
+      space.arena.mapFile(ofs, this.layout.size, this.fd, 0);
+    } catch (e) {
+      space.free(ofs);
+      throw e;
+    }
     this.#mappings.set(space, ofs);
     return ofs;
   }
