@@ -109,7 +109,8 @@ test('opening and closing leaves no descriptor and no address space behind', asy
   const count = readdirSync('/proc/self/fd').length;
   for (let i = 0; i < 5; i++) await open();
   await eventually(async () => (await ports()) === 1);
-  assert.equal(readdirSync('/proc/self/fd').length, count);
+  // The daemon, in this process too, closes its end of a connection a moment after this end.
+  await eventually(async () => readdirSync('/proc/self/fd').length <= count);
 });
 
 test('errors say what to do', async () => {

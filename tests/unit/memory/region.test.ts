@@ -58,7 +58,7 @@ describe('regionLayout', () => {
 describe('Region', () => {
   it('R1: its file has its size and is sealed against shrinking, growing and further seals', () => {
     const region = new Region(config, 1);
-    assert.equal(fstatSync(region.fd).size, region.layout.size);
+    assert.equal(fstatSync(region.fd).size, region.layout.fileSize);
     assert.equal(
       getSeals(region.fd) & (F_SEAL_GROW | F_SEAL_SEAL | F_SEAL_SHRINK),
       F_SEAL_GROW | F_SEAL_SEAL | F_SEAL_SHRINK,
