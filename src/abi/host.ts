@@ -73,12 +73,14 @@ export const kring = struct('kring', 256, {
   drop_stopped: [184, 'u64'],
   /** rx: packets lost because a slot of the receiver was bad, or its buffer smaller than the packet's slot. */
   drop_dst: [192, 'u64'],
-  /** rx: packets lost because they ask for an offload that the receiver did not negotiate. */
+  /** rx: packets lost because they ask for an offload that cannot be done for a receiver without VirtIO header. */
   drop_offload: [200, 'u64'],
   /** Times the ring's indexes had to be put right (R7). */
   repairs: [208, 'u64'],
   /** Interrupts asked for. */
   signals: [216, 'u64'],
+  /** rx: packets that segmentation added: a packet cut into n counts n in `packets` and n - 1 here. */
+  segments: [224, 'u64'],
 });
 
 /** One port of a switch. Control code fills the rings and vnet_hdr_len, valeAttach the rest. */
@@ -118,6 +120,38 @@ export const nm_bdg_fwd = struct('nm_bdg_fwd', 8, {
 export const DST_NONE = NM_BDG_MAXPORTS;
 export const DST_FLOOD = 255;
 
+/** A sender's VirtIO network header, checked: private copy, one for each entry of `ft` (used in a packet's first). */
+export const vnet_ent = struct('vnet_ent', 16, { header: [0, 'bytes', 16] });
+
+/** Bytes of a packet's headers that are looked at: Ethernet, VLAN tags, IP with options, TCP with options. */
+export const OFFLOAD_HDR_BYTES = 256;
+
+/**
+ * What the offloads keep of the packet in hand (src/datapath/offload*.ts): where they read, where they write, the sum of
+ * what they wrote, and a private copy of its protocol headers.
+ */
+export const offload = struct('offload', 640, {
+  /** Where to read: entry of `ft` and offset in its slot, and the end of the packet's entries. */
+  src_ft: [0, 'u32'],
+  src_ofs: [4, 'u32'],
+  src_end: [8, 'u32'],
+  /** Where to write: index in `bufs` and offset in that buffer. */
+  dst_buf: [12, 'u32'],
+  dst_ofs: [16, 'u32'],
+  buf_size: [20, 'u32'],
+  /** Sum of the 16-bit words written, and 1 if the next byte is the second of a word. */
+  sum: [24, 'u32'],
+  odd: [28, 'u32'],
+  /** Where in hdr the IP and TCP/UDP headers begin, and where the headers end; 1 for IPv6. */
+  l3: [32, 'u32'],
+  l4: [36, 'u32'],
+  hdr_len: [40, 'u32'],
+  ipv6: [44, 'u32'],
+  /** Arena addresses of the buffers of the frame being written. */
+  bufs: [64, 'bytes', 4 * NETMAP_MAX_FRAGS],
+  hdr: [320, 'bytes', OFFLOAD_HDR_BYTES],
+});
+
 /** Slots looked up before they are copied; the chain that starts last may run past it. Measured: docs/datapath.md. */
 export const FT_GROUP = 32;
 
@@ -154,4 +188,7 @@ export const domain = struct('domain', 128 * 1024, {
   dirty: [12288 + 2 * 16384, 'bytes', ringList],
   /** Rings whose owner is to be interrupted. */
   signals: [12288 + 3 * 16384, 'bytes', 2 * ringList],
+  /** vnet_ent for each entry of `ft` */
+  vnet: [94208, 'bytes', vnet_ent.size * (FT_GROUP + NETMAP_MAX_FRAGS)],
+  offload: [94208 + 2048, 'bytes', offload.size],
 });

@@ -6,7 +6,7 @@
  * Owner of everything here: the domain's datapath thread.
  */
 import { deliverChain } from './chain';
-import { copyBuffer } from './copy';
+import { copyBuffer, storeVnetHdr } from './copy';
 import { publish, rxsync } from './kring';
 import {
   DST_FLOOD,
@@ -57,6 +57,9 @@ import {
   port_rx_rings,
   port_vnet_hdr_len,
 } from './layouts.generated';
+import { deliverOffload } from './offload';
+import { packetBytes } from './offload-stream';
+import { loadVnet, takeVnet } from './offload-vnet';
 import { loadHeader, loadSlot, slotAt, slotFlags, slotIdx, slotLen, storeSlot, storeSlotFlags } from './peer';
 import { at, bump, push } from './private';
 import { lookup } from './table';
@@ -126,6 +129,10 @@ function scan(d: usize, kr: usize, j: u32, head: u32): u32 {
         continue;
       }
       const src = base + slotIdx(w) * bufSize;
+      if (hdr != 0 && !takeVnet(d, ft, loadHeader(src), len - hdr)) {
+        bad++;
+        continue;
+      }
       storeFwd(ft, src, len);
       bytes += len;
       eth = src + hdr;
@@ -133,11 +140,12 @@ function scan(d: usize, kr: usize, j: u32, head: u32): u32 {
       j = scanChain(kr, ft, w, j, head);
       frags = load<u8>(ft, nm_bdg_fwd_frags);
       eth = frags == 0 ? 0 : frameStart(ft, frags, hdr);
-      if (eth == 0) {
+      const len = packetBytes(ft, frags);
+      if (eth == 0 || (hdr != 0 && !takeVnet(d, ft, loadHeader(load<u32>(ft, nm_bdg_fwd_src)), len - hdr))) {
         bad++;
         continue;
       }
-      for (let i: u32 = 0; i < frags; i++) bytes += load<u16>(ft + i * nm_bdg_fwd_size, nm_bdg_fwd_len);
+      bytes += len;
     }
     const dst = lookup(d, me, loadHeader(eth), flags);
     store<u8>(ft, frags, nm_bdg_fwd_frags);
@@ -239,7 +247,7 @@ function deliverTo(d: usize, port: usize, ring: u32, ft: usize, end: usize, hdr:
     push(d + domain_num_dirty, d + domain_dirty, kr);
     rxsync(kr);
   }
-  deliverRun(kr, ft, end, hdr, load<u32>(port, port_vnet_hdr_len));
+  deliverRun(d, kr, ft, end, hdr, load<u32>(port, port_vnet_hdr_len));
 }
 
 function countPackets(ft: usize, end: usize): u32 {
@@ -257,13 +265,12 @@ export function rxSpace(hwcur: u32, hwtail: u32, n: u32): u32 {
  * Copies a run of packets into an rx ring, in order. Each is delivered whole or counted as dropped here (R10).
  * @param hdr, dstHdr bytes of the sender's and the receiver's VirtIO header
  */
-function deliverRun(kr: usize, ft: usize, end: usize, hdr: u32, dstHdr: u32): void {
+function deliverRun(d: usize, kr: usize, ft: usize, end: usize, hdr: u32, dstHdr: u32): void {
   const ring: usize = load<u32>(kr, kring_ring);
   const n = load<u32>(kr, kring_num_slots);
   const base: usize = load<u32>(kr, kring_buf_base);
   const bufSize = load<u32>(kr, kring_buf_size);
   const bufs = load<u32>(kr, kring_num_bufs);
-  const one: u32 = hdr == dstHdr ? 1 : 0;
   let tail = load<u32>(kr, kring_hwtail);
   let space = rxSpace(load<u32>(kr, kring_hwcur), tail, n);
   let packets: u32 = 0;
@@ -271,9 +278,13 @@ function deliverRun(kr: usize, ft: usize, end: usize, hdr: u32, dstHdr: u32): vo
   let full: u32 = 0;
   do {
     const frags: u32 = load<u8>(ft, nm_bdg_fwd_frags);
-    if (frags > space) {
+    if (hdr != dstHdr) {
+      const used = deliverOffload(d, kr, ft, tail, space, hdr, dstHdr);
+      tail = tail + used >= n ? tail + used - n : tail + used;
+      space -= used;
+    } else if (frags > space) {
       full++;
-    } else if (frags == one) {
+    } else if (frags == 1) {
       const len: u32 = load<u16>(ft, nm_bdg_fwd_len);
       const slot = slotAt(ring, tail);
       const w = loadSlot(slot);
@@ -283,7 +294,10 @@ function deliverRun(kr: usize, ft: usize, end: usize, hdr: u32, dstHdr: u32): vo
         tail = tail + 1 == n ? 0 : tail + 1;
         space--;
         if (slotIdx(w) - NETMAP_FIRST_BUF < bufs - NETMAP_FIRST_BUF) {
-          copyBuffer(load<u32>(ft, nm_bdg_fwd_src), base + slotIdx(w) * bufSize, len);
+          const buf = base + slotIdx(w) * bufSize;
+          copyBuffer(load<u32>(ft, nm_bdg_fwd_src), buf, len);
+          // What was checked is what arrives, whatever the sender does meanwhile.
+          if (hdr != 0) storeVnetHdr(buf, loadVnet(d, ft), hdr);
           storeSlot(slot, len, 1 << NS_RFRAGS_SHIFT);
           packets++;
           bytes += len;
@@ -293,7 +307,7 @@ function deliverRun(kr: usize, ft: usize, end: usize, hdr: u32, dstHdr: u32): vo
         }
       }
     } else {
-      const used = deliverChain(kr, ft, frags, tail, hdr, dstHdr);
+      const used = deliverChain(d, kr, ft, frags, tail, hdr);
       tail = tail + used >= n ? tail + used - n : tail + used;
       space -= used;
     }

@@ -25,6 +25,8 @@ export interface PortDefaults {
   readonly txSlots: number;
   readonly rxSlots: number;
   readonly bufSize: number;
+  /** Grant the VirtIO network header to clients that ask for it (docs/interface.md). */
+  readonly vnetHdr: boolean;
 }
 
 export interface VmConfig {
@@ -34,6 +36,8 @@ export interface VmConfig {
   readonly trustUnsealedMemory: boolean;
   /** Whether the memdev's BAR1 is a 64-bit BAR; default true. */
   readonly bar64?: boolean | undefined;
+  /** In place of `ports.vnetHdr`. */
+  readonly vnetHdr?: boolean | undefined;
 }
 
 /** What one user may do. */
@@ -116,6 +120,7 @@ const portName = z.string({ error: what.port }).superRefine((name, ctx) => {
   }
 });
 
+const flag = z.boolean({ error: 'true or false' });
 const bufSizeText = 'a multiple of 64 from 64 to 65472';
 const portDefaults = mapping({
   txRings: whole(1, NM_BDG_MAXRINGS).default(1),
@@ -128,12 +133,14 @@ const portDefaults = mapping({
     .max(65472, { error: bufSizeText })
     .multipleOf(64, { error: bufSizeText })
     .default(2048),
+  vnetHdr: flag.default(true),
 });
 
 const vm = mapping({
   ports: z.array(portName, { error: 'a list of port names, e.g. [vale0:fw]' }).min(1, { error: 'at least one port' }),
-  trustUnsealedMemory: z.boolean({ error: 'true or false' }).default(false),
-  bar64: z.boolean({ error: 'true or false' }).optional(),
+  trustUnsealedMemory: flag.default(false),
+  bar64: flag.optional(),
+  vnetHdr: flag.optional(),
 });
 
 const user = mapping({

@@ -7,7 +7,6 @@ import { NM_BDG_MAXRINGS, NM_BRIDGE_MAXSLOTS } from '../abi/index.ts';
 import type { KloopEvent } from '../kloop/index.ts';
 import { regionLayout } from '../memory/index.ts';
 import { closeFd, errno, exitNow, type PeerCredentials, socketPair, SysError } from '../os/index.ts';
-import type { PortConfig } from '../ports/index.ts';
 import { MAX_RINGS_PER_PORT, parsePortName, portNeeds } from '../ports/index.ts';
 import { DMA_MAPS_MAX } from '../vfio-user/index.ts';
 import { accessOf, type DaemonConfig, mayOpen } from './config.ts';
@@ -102,7 +101,7 @@ export class Daemon {
 
   async #addVm(name: string, vm: DaemonConfig['vms'][string]): Promise<void> {
     const sockets = this.#runDir.vmSockets(name, vm.ports.length);
-    const { bufSize, ...shape } = this.config.ports;
+    const { bufSize, vnetHdr, ...shape } = this.config.ports;
     const uids = [process.getuid!(), 0];
     const group = await this.#switchboard.open(
       { vm: name },
@@ -113,7 +112,7 @@ export class Daemon {
       {
         trustUnsealedMemory: vm.trustUnsealedMemory,
         hugePages: true,
-        vnetHdr: false,
+        vnetHdr: vm.vnetHdr ?? vnetHdr,
         bar64: vm.bar64 ?? true,
         maxDmaMaps: DMA_MAPS_MAX,
       },
@@ -211,7 +210,7 @@ export class Daemon {
   async #open(name: string, options: OpenOptions, peer: PeerCredentials): Promise<ControlAnswer> {
     if (typeof name !== 'string') throw new SysError('open: "port" has to be a name', errno.EINVAL);
     parsePortName(name);
-    const { bufSize, ...config } = this.#shape(options);
+    const { bufSize, vnetHdr, ...config } = this.#shape(options);
     const needs = portNeeds(config);
     // All of the file may become memory, also what the layout does not use.
     const bytes = regionLayout({ name, interfaces: 1, ...needs, bufSize }).fileSize;
@@ -228,7 +227,7 @@ export class Daemon {
         bufSize,
         { fd: memdev },
         [{ name, config, endpoint: { fd: ptnet } }],
-        { trustUnsealedMemory: false, hugePages: false, vnetHdr: false, bar64: true, maxDmaMaps: LOCAL_DMA_MAPS },
+        { trustUnsealedMemory: false, hugePages: false, vnetHdr, bar64: true, maxDmaMaps: LOCAL_DMA_MAPS },
       );
     } catch (e) {
       this.#opened.delete(opened);
@@ -274,7 +273,7 @@ export class Daemon {
   }
 
   /** The shape a client asked for, over the configuration's defaults. @throws SysError */
-  #shape(options: OpenOptions): PortConfig & { bufSize: number } {
+  #shape(options: OpenOptions): DaemonConfig['ports'] {
     const shape = { ...this.config.ports };
     const limits = {
       txRings: [1, NM_BDG_MAXRINGS],

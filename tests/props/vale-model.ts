@@ -1,5 +1,6 @@
 /** VALE as plainly as it can be said, in TypeScript: what props/vale.test.ts compares the datapath with. */
 import { NM_BDG_HASH } from '../../src/abi/index.ts';
+import { convert, malformed } from '../unit/offload/naive.ts';
 
 export interface ModelPacket {
   readonly frags: readonly Uint8Array[];
@@ -7,7 +8,16 @@ export interface ModelPacket {
   readonly bad: boolean;
 }
 
-const NAMES = ['packets', 'slots', 'bytes', 'drop_full', 'drop_stopped', 'drop_dst', 'drop_offload'] as const;
+const NAMES = [
+  'packets',
+  'slots',
+  'bytes',
+  'drop_full',
+  'drop_stopped',
+  'drop_dst',
+  'drop_offload',
+  'segments',
+] as const;
 export type RxCounts = Record<(typeof NAMES)[number], number>;
 export type TxCounts = Record<'packets' | 'slots' | 'bytes' | 'copies' | 'drop_bad' | 'drop_nodst', number>;
 
@@ -32,21 +42,39 @@ export class ModelRx {
   deliver(packet: readonly Uint8Array[], hdr: number, dstHdr: number): void {
     const { counts } = this;
     if (!this.running) return void counts.drop_stopped++;
-    if (packet.length > this.slots - 1 - this.held) return void counts.drop_full++;
-    const frags = convert(packet, hdr, dstHdr);
-    if (frags === undefined) return void counts.drop_offload++;
-    for (const [i, frag] of frags.entries()) {
-      if (frag.length > this.bufSize) return void counts.drop_dst++;
-      if (this.spoilt.has((this.tail + i) % this.slots)) {
+    if (hdr === dstHdr) return void this.#put([packet]);
+    const frames = convert(flat(packet), hdr, dstHdr);
+    if (frames === undefined) return void counts.drop_offload++;
+    const cut = frames.map((frame) => this.#cut(frame));
+    if (cut.some((slots) => slots.length > 64)) return void counts.drop_dst++;
+    if (this.#put(cut)) counts.segments += frames.length - 1;
+  }
+
+  /** Puts frames into the ring, all of them or, if there is no room, none. */
+  #put(frames: readonly (readonly Uint8Array[])[]): boolean {
+    const { counts } = this;
+    const slots = frames.reduce((n, frags) => n + frags.length, 0);
+    if (slots > this.slots - 1 - this.held) return !++counts.drop_full;
+    for (const [k, frags] of frames.entries()) {
+      for (const [i, frag] of frags.entries()) {
+        if (frag.length > this.bufSize) return !++counts.drop_dst;
+        if (!this.spoilt.has((this.tail + i) % this.slots)) continue;
         this.#advance(i + 1);
-        return void counts.drop_dst++;
+        counts.segments += k;
+        return !++counts.drop_dst;
       }
+      this.#advance(frags.length);
+      counts.packets++;
+      counts.slots += frags.length;
+      counts.bytes += size(frags);
+      this.arrived.push(frags.map((f) => f.slice()));
     }
-    this.#advance(frags.length);
-    counts.packets++;
-    counts.slots += frags.length;
-    counts.bytes += size(frags);
-    this.arrived.push(frags.map((f) => f.slice()));
+    return true;
+  }
+
+  #cut(frame: Uint8Array): Uint8Array[] {
+    const slots = Math.ceil(frame.length / this.bufSize);
+    return Array.from({ length: slots }, (_, i) => frame.subarray(i * this.bufSize, (i + 1) * this.bufSize));
   }
 
   #advance(n: number): void {
@@ -75,6 +103,7 @@ export class ModelVale {
     counts.slots += packet.frags.length;
     const eth = ethernet(packet.frags, hdr);
     if (packet.bad || packet.frags.length > 64 || eth === undefined) return void counts.drop_bad++;
+    if (hdr > 0 && malformed(flat(packet.frags), hdr)) return void counts.drop_bad++;
     counts.packets++;
     counts.bytes += size(packet.frags);
     const dst = address(eth, 0);
@@ -95,6 +124,7 @@ export class ModelVale {
   }
 }
 
+const flat = (frags: readonly Uint8Array[]): Uint8Array => Uint8Array.from(Buffer.concat(frags));
 const size = (frags: readonly Uint8Array[]): number => frags.reduce((n, f) => n + f.length, 0);
 const address = (eth: Uint8Array, at: number): bigint => {
   let value = 0n;
@@ -109,17 +139,4 @@ function ethernet(frags: readonly Uint8Array[], hdr: number): Uint8Array | undef
   const [first, second] = frags;
   const eth = first!.length > hdr ? first!.subarray(hdr) : first!.length === hdr ? second : undefined;
   return eth !== undefined && eth.length >= 14 ? eth : undefined;
-}
-
-/** The frags as a port with another header length gets them; undefined if that would take an offload. */
-function convert(frags: readonly Uint8Array[], hdr: number, dstHdr: number): Uint8Array[] | undefined {
-  if (hdr === dstHdr) return [...frags];
-  const [first, ...rest] = frags;
-  if (dstHdr === 0) {
-    if ((first![0]! & ~2) !== 0 || first![1] !== 0) return undefined;
-    return first!.length === hdr ? rest : [first!.subarray(hdr), ...rest];
-  }
-  const header = new Uint8Array(dstHdr);
-  header.set(first!.subarray(0, Math.min(hdr, 10)));
-  return [Uint8Array.of(...header, ...first!.subarray(hdr)), ...rest];
 }

@@ -45,7 +45,7 @@ const packet = fc.record({
     { weight: 1, arbitrary: fc.array(fc.constant(20), { minLength: 60, maxLength: 70 }) },
   ),
   tag: fc.nat(255),
-  /** First two bytes of the VirtIO header. */
+  /** First two bytes of the VirtIO header; the others are 0, so that the last one is malformed. */
   offload: fc.constantFrom(0, 0, 0, 1, 2, 0x0101),
   /** Position of a slot to spoil. */
   bad: fc.oneof({ weight: 9, arbitrary: fc.constant(-1) }, { weight: 1, arbitrary: fc.nat(3) }),

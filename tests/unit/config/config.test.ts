@@ -24,7 +24,7 @@ function faults(text: string): readonly string[] {
 
 test('an empty document gives the defaults of netmap: 1 ring, 1024 slots, 2048-byte buffers', () => {
   const { ports, threads, vms, users } = defaultConfig();
-  assert.deepEqual(ports, { txRings: 1, rxRings: 1, txSlots: 1024, rxSlots: 1024, bufSize: 2048 });
+  assert.deepEqual(ports, { txRings: 1, rxRings: 1, txSlots: 1024, rxSlots: 1024, bufSize: 2048, vnetHdr: true });
   assert.equal(threads, 1);
   assert.deepEqual(vms, {});
   assert.equal(users.size, 0);
@@ -125,7 +125,7 @@ test('R21: a listed user is held to the list, root too', () => {
 
 test('flags go over the file', () => {
   const file = parseConfig(
-    'threads: 2\nvms: {a: {ports: [vale0:a], trustUnsealedMemory: true}, b: {ports: [vale0:b]}}',
+    'threads: 2\nvms: {a: {ports: [vale0:a], trustUnsealedMemory: true, vnetHdr: false}, b: {ports: [vale0:b]}}',
     'p',
   );
   const merged = mergeFlags(file, {
@@ -135,7 +135,7 @@ test('flags go over the file', () => {
     logLevel: 'debug',
   });
   assert.deepEqual(merged.vms, {
-    a: { ports: ['vale1:a', 'vale1:b'], trustUnsealedMemory: true },
+    a: { ports: ['vale1:a', 'vale1:b'], trustUnsealedMemory: true, vnetHdr: false },
     b: { ports: ['vale0:b'], trustUnsealedMemory: false },
     c: { ports: ['vale0:c'], trustUnsealedMemory: false },
   });
