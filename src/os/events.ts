@@ -189,17 +189,41 @@ export interface Watch {
 
 /**
  * Watches a descriptor on this thread's event loop (level-triggered). A watch keeps the loop alive until closed.
- * Close the watch before the descriptor.
+ * Close the watch before the descriptor. An error on the descriptor is reported as readable and writable, so that the
+ * next call on it gives the reason. What `onReady` throws becomes an uncaught exception of this thread (koffi alone
+ * would swallow it, and never call again).
+ * @throws Error if the descriptor cannot be watched (regular files) or has a watch on this loop already
  */
 export function watch(
   fd: number,
   interest: { readable: boolean; writable: boolean },
   onReady: (ready: { readable: boolean; writable: boolean }) => void,
 ): Watch {
-  const callback = (_status: number, ev: { readable: boolean; writable: boolean }): void => onReady(ev);
+  let closed = false;
+  let now = interest;
+  const callback = (status: number, ev: { readable: boolean; writable: boolean }): void => {
+    if (closed) return;
+    try {
+      onReady(status < 0 ? { readable: true, writable: true } : ev);
+    } catch (e) {
+      setImmediate(() => {
+        throw e;
+      });
+    }
+  };
   const handle = koffi.node.poll(fd, interest, callback as never);
   return {
-    update: (next) => (next.readable || next.writable ? handle.start(next, callback as never) : handle.stop()),
-    close: () => handle.close(),
+    update: (next) => {
+      if (closed) return; // the handle's methods crash the process once it is closed
+      if (next.readable === now.readable && next.writable === now.writable) return;
+      now = { readable: next.readable, writable: next.writable };
+      if (next.readable || next.writable) handle.start(next, callback as never);
+      else handle.stop();
+    },
+    close: () => {
+      if (closed) return;
+      closed = true;
+      handle.close();
+    },
   };
 }
