@@ -349,6 +349,8 @@ function setIrqs(s: Session, { m, size }: Message, reader: MessageReader): Serve
   if (count === 0 && (!disableAll || start !== 0)) refuse('count 0 means: trigger, no data, start 0');
   const assign = data === VFIO_IRQ_SET_DATA_EVENTFD && action === VFIO_IRQ_SET_ACTION_TRIGGER;
   if (!assign && !disableAll) refuse(`flags 0x${flags.toString(16)}: only eventfds to trigger are`, errno.ENOTSUP);
+  const given = reader.fdCount;
+  if (given !== 0 && (!assign || given !== count)) refuse(`${given} descriptors for ${count} vectors`);
   const fds = reader.takeFds();
   return after(s.device.setIrqs({ index, flags, start, count, fds }), EMPTY);
 }

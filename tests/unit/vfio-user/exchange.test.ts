@@ -9,7 +9,8 @@ const refusal = (code: number) => (e: unknown) => e instanceof VfioUserError && 
 for (const kind of kinds) {
   test(`${kind}: every request of a session goes through and leaves no descriptor behind`, async () => {
     const before = openFds();
-    const { device, server, client } = await serveClient(kind);
+    await using served = await serveClient(kind);
+    const { device, client } = served;
     assert.deepEqual(await client.deviceInfo(), { flags: 3, numRegions: 4, numIrqs: 5 });
     assert.deepEqual(await client.regionInfo(0), { size: 256n, flags: 3, offset: 0n, fds: [] });
     const bar = await client.regionInfo(1);
@@ -45,7 +46,7 @@ for (const kind of kinds) {
     await client.reset();
     client.close();
     assert.equal(await client.closed, 'closed by this client');
-    assert.equal(await server.closed, 'the peer closed the connection');
+    assert.equal(await served.server.closed, 'the peer closed the connection');
     assert.deepEqual(device.calls, [
       'regionWrite 0 16 01020304',
       'regionRead 0 14 8',
@@ -61,12 +62,13 @@ for (const kind of kinds) {
       'reset',
       'disconnected',
     ]);
-    device.destroy();
+    await served[Symbol.asyncDispose]();
     assert.equal(openFds(), before);
   });
 
   test(`${kind}: a refusal comes back with its errno, and the connection goes on`, async () => {
-    const { device, server, client } = await serveClient(kind);
+    await using served = await serveClient(kind);
+    const { device, client } = served;
     await assert.rejects(client.irqInfo(3), refusal(22));
     await assert.rejects(client.regionRead(0, 250, 7), refusal(22));
     await assert.rejects(client.regionWrite(3, 0, new Uint8Array(4)), refusal(1));
@@ -78,13 +80,11 @@ for (const kind of kinds) {
     await assert.rejects(client.reset(), refusal(5));
     device.hook = () => {};
     await client.reset();
-    client.close();
-    await server.closed;
-    device.destroy();
   });
 
   test(`${kind}: requests made together are served one after the other, in order`, async () => {
-    const { device, server, client } = await serveClient(kind);
+    await using served = await serveClient(kind);
+    const { device, client } = served;
     let running = 0;
     device.hook = async () => {
       assert.equal(running++, 0);
@@ -97,8 +97,5 @@ for (const kind of kinds) {
       device.calls,
       Array.from({ length: 50 }, (_, i) => `regionWrite 0 ${i} ${i.toString(16).padStart(2, '0')}`),
     );
-    client.close();
-    await server.closed;
-    device.destroy();
   });
 }

@@ -118,7 +118,7 @@ export function transportPair(kind: Kind, opts: MemoryTransportOptions = {}): [T
 }
 
 /** A served device with the raw other end: tests write and read bytes there. */
-export interface Raw {
+export interface Raw extends AsyncDisposable {
   readonly device: RecordingDevice;
   readonly server: ServerConnection;
   readonly wire: Wire;
@@ -130,21 +130,33 @@ export function serveRaw(kind: Kind = 'memory', opts: ServerOptions = {}, mem: M
   const device = new RecordingDevice();
   const log: string[] = [];
   const server = new ServerConnection(a, device, { log: (line) => log.push(line), ...opts });
-  return { device, server, wire: new Wire(b), log };
+  const wire = new Wire(b);
+  return { device, server, wire, log, [Symbol.asyncDispose]: () => end(() => wire.close(), server, device) };
+}
+
+/** Ends both sides, so that a failed test leaves nothing that keeps the process alive. */
+async function end(close: () => void, server: ServerConnection, device: RecordingDevice): Promise<void> {
+  close();
+  await server.closed;
+  device.destroy();
+}
+
+export interface Served extends AsyncDisposable {
+  readonly device: RecordingDevice;
+  readonly server: ServerConnection;
+  readonly client: VfioUserClient;
+  readonly log: string[];
 }
 
 /** A served device with a client that has negotiated. */
-export async function serveClient(
-  kind: Kind = 'memory',
-  opts: ServerOptions = {},
-): Promise<{ device: RecordingDevice; server: ServerConnection; client: VfioUserClient; log: string[] }> {
+export async function serveClient(kind: Kind = 'memory', opts: ServerOptions = {}): Promise<Served> {
   const [a, b] = transportPair(kind);
   const device = new RecordingDevice();
   const log: string[] = [];
   const server = new ServerConnection(a, device, { log: (line) => log.push(line), ...opts });
   const client = new VfioUserClient(b);
   await client.negotiate();
-  return { device, server, client, log };
+  return { device, server, client, log, [Symbol.asyncDispose]: () => end(() => client.close(), server, device) };
 }
 
 /** One turn of the event loop, for everything that is ready. */
@@ -235,11 +247,4 @@ export class Wire {
     }
     return out;
   }
-}
-
-/** Ends a raw connection and checks nothing is left open. */
-export async function finish(r: Raw): Promise<void> {
-  r.wire.close();
-  await r.server.closed;
-  r.device.destroy();
 }
