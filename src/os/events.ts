@@ -187,18 +187,27 @@ export interface Watch {
   close(): void;
 }
 
+/** Descriptors that this thread's event loop watches. */
+const watched = new Set<number>();
+/** Never waited for: only asked whether it would take a descriptor. */
+const watchable = new Epoll(1);
+
 /**
  * Watches a descriptor on this thread's event loop (level-triggered). A watch keeps the loop alive until closed.
  * Close the watch before the descriptor. An error on the descriptor is reported as readable and writable, so that the
  * next call on it gives the reason. What `onReady` throws becomes an uncaught exception of this thread (koffi alone
  * would swallow it, and never call again).
- * @throws Error if the descriptor cannot be watched (regular files) or has a watch on this loop already
+ * @throws SysError EPERM if the descriptor cannot be watched (regular files), EBADF, EEXIST if this loop watches it already
  */
 export function watch(
   fd: number,
   interest: { readable: boolean; writable: boolean },
   onReady: (ready: { readable: boolean; writable: boolean }) => void,
 ): Watch {
+  // What libuv refuses, koffi turns into the end of the process: refuse it here.
+  if (watched.has(fd)) throw new SysError(`watch(fd ${fd})`, errno.EEXIST);
+  watchable.add(fd, 0, 0);
+  watchable.remove(fd);
   let closed = false;
   let now = interest;
   const callback = (status: number, ev: { readable: boolean; writable: boolean }): void => {
@@ -212,6 +221,7 @@ export function watch(
     }
   };
   const handle = koffi.node.poll(fd, interest, callback as never);
+  watched.add(fd);
   return {
     update: (next) => {
       if (closed) return; // the handle's methods crash the process once it is closed
@@ -223,6 +233,7 @@ export function watch(
     close: () => {
       if (closed) return;
       closed = true;
+      watched.delete(fd);
       handle.close();
     },
   };

@@ -20,17 +20,17 @@ import {
 
 const RUNS = Number(process.env['VFIO_USER_FUZZ_RUNS'] ?? 400);
 
-/** A device that checks what it is promised, and sometimes answers late. */
+/** A device that checks what it is promised, and answers some turns of the loop late. */
 class CheckingDevice extends RecordingDevice {
   over = 0;
   running = 0;
 
-  constructor(late: boolean) {
+  constructor(late: number) {
     super();
     this.hook = async (call) => {
       assert.equal(this.over, 0, `${call} after the end`);
       assert.equal(this.running++, 0, 'handlers overlap');
-      if (late) await turn();
+      for (let i = 0; i < late; i++) await turn();
       this.running--;
       if (call === 'disconnected') this.over++;
     };
@@ -142,7 +142,7 @@ const session = fc.record({
   pieces: fc.array(piece, { minLength: 1, maxLength: 16 }),
   fragments: fc.array(fc.integer({ min: 1, max: 40 }), { minLength: 1, maxLength: 20 }),
   capacity: fc.constantFrom(1, 7, 64, 65536),
-  late: fc.boolean(),
+  late: fc.nat(8),
 });
 
 /** Sends it all and reads what comes back until nothing moves any more. */
