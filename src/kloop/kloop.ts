@@ -188,6 +188,8 @@ export class Kloop {
       this.#datapath.krStart(k);
       this.#running.add(k);
     }
+    // The next arming takes the kern_need_kick of CREATE from rx rings: left there, every rxsync of theirs kicks (R11).
+    this.#armed = false;
     return 0;
   }
 

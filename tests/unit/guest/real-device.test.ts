@@ -3,7 +3,8 @@ import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
+import { after, before, type TestContext, test } from 'node:test';
+import { setTimeout } from 'node:timers/promises';
 import { netmap_ring, netmap_slot, PTNET_IO } from '../../../src/abi/index.ts';
 import type { PciDevice, StrictGuestOptions } from '../../../src/guest/index.ts';
 import { connectVfioUserPci, StrictGuest } from '../../../src/guest/index.ts';
@@ -44,12 +45,14 @@ interface Machine {
   readonly ptnet: PciDevice;
 }
 
-/** A VM starts: its devices are connected and reset. */
-async function boot(vm: string, options: StrictGuestOptions): Promise<Machine> {
+/** A VM starts: its devices are connected and reset. It is off when the test is over. */
+async function boot(t: TestContext, vm: string, options: StrictGuestOptions): Promise<Machine> {
   const [memdevSocket, ptnetSocket] = daemon.status().vms.find(({ name }) => name === vm)!.sockets;
   const memdev = await connectVfioUserPci(memdevSocket!, 'memdev');
   const ptnet = await connectVfioUserPci(ptnetSocket!, 'ptnet');
-  return { guest: new StrictGuest(memdev, ptnet, options), memdev, ptnet };
+  const machine = { guest: new StrictGuest(memdev, ptnet, options), memdev, ptnet };
+  t.after(() => powerOff(machine));
+  return machine;
 }
 
 async function powerOff({ guest, memdev, ptnet }: Machine): Promise<void> {
@@ -87,9 +90,9 @@ const sorted = (frames: readonly Uint8Array[]): string[] =>
 
 for (const driver of ['freebsd', 'linux'] as const) {
   for (const mode of ['ifnet', 'netmap'] as const) {
-    test(`${driver} in ${mode} mode: two guests exchange frames through VALE, down and up again, detach`, async () => {
-      const a = await boot('a', { driver, mode });
-      const b = await boot('b', { driver, mode });
+    test(`${driver} in ${mode} mode: two guests exchange frames through VALE, down and up again, detach`, async (t) => {
+      const a = await boot(t, 'a', { driver, mode });
+      const b = await boot(t, 'b', { driver, mode });
       await a.guest.attach();
       await b.guest.attach();
       for (let life = 0; life < 2; life++) {
@@ -112,18 +115,16 @@ for (const driver of ['freebsd', 'linux'] as const) {
       await a.guest.up();
       await a.guest.detach();
       await b.guest.detach();
-      await powerOff(a);
-      await powerOff(b);
     });
   }
 }
 
-test('R18, R19: a guest that dies is replaced by one that finds new rings; the other guest goes on', async () => {
-  const b = await boot('b', { driver: 'linux' });
+test('R18, R19: a guest that dies is replaced by one that finds new rings; the other guest goes on', async (t) => {
+  const b = await boot(t, 'b', { driver: 'linux' });
   await b.guest.attach();
   await b.guest.up();
   for (let n = 0; n < 3; n++) {
-    const a = await boot('a', { driver: n % 2 === 0 ? 'freebsd' : 'linux' });
+    const a = await boot(t, 'a', { driver: n % 2 === 0 ? 'freebsd' : 'linux' });
     await a.guest.attach();
     await a.guest.up();
     const sent = [frameTo(broadcast, a.guest.mac, n, 100)];
@@ -136,11 +137,10 @@ test('R18, R19: a guest that dies is replaced by one that finds new rings; the o
     await powerOff(a);
   }
   await b.guest.detach();
-  await powerOff(b);
 });
 
-test('the driver is unloaded and loaded again without a reset: positions go on', async () => {
-  const a = await boot('a', { driver: 'freebsd' });
+test('the driver is unloaded and loaded again without a reset: positions go on', async (t) => {
+  const a = await boot(t, 'a', { driver: 'freebsd' });
   for (let load = 0; load < 3; load++) {
     await a.guest.attach();
     await a.guest.up();
@@ -148,11 +148,10 @@ test('the driver is unloaded and loaded again without a reset: positions go on',
     await a.guest.transmit(Array.from({ length: 5 }, (_, n) => frameTo(broadcast, a.guest.mac, n, 60)));
     await a.guest.detach();
   }
-  await powerOff(a);
 });
 
-test('R18: CREATE while running answers 0 and changes nothing; DELETE when nothing runs answers 0', async () => {
-  const a = await boot('a', { driver: 'linux' });
+test('R18: CREATE while running answers 0 and changes nothing; DELETE when nothing runs answers 0', async (t) => {
+  const a = await boot(t, 'a', { driver: 'linux' });
   await a.guest.attach();
   await a.guest.up();
   await a.guest.transmit([frameTo(broadcast, a.guest.mac, 1, 60)]);
@@ -163,5 +162,14 @@ test('R18: CREATE while running answers 0 and changes nothing; DELETE when nothi
   await a.guest.detach();
   await a.ptnet.write32(PTNET_IO.PTCTL, 2);
   assert.equal(await a.ptnet.read32(PTNET_IO.PTCTL), 0);
-  await powerOff(a);
+});
+
+test('R11: a VALE rx ring soon stops asking for kicks, also if nothing ever comes', async (t) => {
+  const a = await boot(t, 'a', { driver: 'freebsd', mode: 'netmap' });
+  await a.guest.attach();
+  await a.guest.up();
+  const wants = (): boolean => [0, 1].some((ring) => a.guest.rxRing(ring).kernNeedKick);
+  for (let i = 0; i < 200 && wants(); i++) await setTimeout(5);
+  assert.equal(wants(), false);
+  await a.guest.detach();
 });

@@ -213,16 +213,20 @@ const atUp: Readonly<Record<string, readonly [Break, RegExp]>> = {
   'a hwtail out of range': [create((h, r) => nm_csb_ktoa.set.hwtail(h.m, h.ktoa(r.tx), 128)), /out of range/],
   'positions out of order': [create((h, r) => nm_csb_atok.set.head(h.m, h.atok(r.rx), 3)), /rx ring 0: .*not in order/],
   'a new ring that is not new': [
-    create((h, r) => nm_csb_ktoa.set.hwtail(h.m, h.ktoa(r.rx), 2)),
-    /rx ring 0 is new, but/,
+    create((h, r) => nm_csb_ktoa.set.hwtail(h.m, h.ktoa(r.tx), 2)),
+    /tx ring 0 is new, but/,
+  ],
+  'R6: a first hwtail inside a packet': [
+    create((h, r) => {
+      netmap_slot.set.len(h.m, r.rx.ring + netmap_ring.size, 60);
+      netmap_slot.set.flags(h.m, r.rx.ring + netmap_ring.size, NS_MOREFRAG);
+      nm_csb_ktoa.set.hwtail(h.m, h.ktoa(r.rx), 1);
+    }),
+    /hwtail 1 is inside a packet/,
   ],
   'no interrupts after CREATE': [
     create((h, r) => nm_csb_atok.set.appl_need_kick(h.m, h.atok(r.rx), 0)),
     /rx ring 0: appl_need_kick is 0 after CREATE/,
-  ],
-  'no kicks after CREATE': [
-    create((h, r) => nm_csb_ktoa.set.kern_need_kick(h.m, h.ktoa(r.tx), 0)),
-    /kern_need_kick is 0/,
   ],
 };
 
@@ -246,6 +250,10 @@ const inTraffic: Readonly<Record<string, readonly [Break, RegExp]>> = {
   'fragments counted wrong': [
     delivers((h, slot) => netmap_slot.set.flags(h.m, slot, 0x300)),
     /1 slots, its flags say 3/,
+  ],
+  'a kern_need_kick that is neither 0 nor 1': [
+    delivers((h, _slot, rx) => nm_csb_ktoa.set.kern_need_kick(h.m, h.ktoa(rx), 2)),
+    /kern_need_kick is 2, 0 or 1 is legal/,
   ],
   'R6: the host writes atok': [(h, { rx }) => nm_csb_atok.set.head(h.m, h.atok(rx), 9), /changed atok head from/],
   'R6: the host takes the wish for interrupts back': [
