@@ -4,14 +4,13 @@
  * reply that does not come in time, end the connection; the end rejects every request that waits.
  */
 import { setTimeout as delay } from 'node:timers/promises';
-import { closeFd, connectUnix, errno, SysError, type Watch } from '../os/index.ts';
+import { closeFd, connectUnix, errno, SysError } from '../os/index.ts';
+import { type ClientReply, ClientRequests, MAX_MSG_FDS } from './client-requests.ts';
 import {
   BODY,
   type Capabilities,
-  commandName,
   formatCapabilities,
   MAX_VERSION_DATA,
-  maxMessageBytes,
   type Message,
   newMessage,
   parseCapabilities,
@@ -29,9 +28,6 @@ import {
   VFIO_USER_DEVICE_SET_IRQS,
   VFIO_USER_DMA_MAP,
   VFIO_USER_DMA_UNMAP,
-  VFIO_USER_F_ERROR,
-  VFIO_USER_F_TYPE_MASK,
-  VFIO_USER_F_TYPE_REPLY,
   VFIO_USER_IO_FD_TYPE_IOEVENTFD,
   VFIO_USER_MAJOR,
   VFIO_USER_MINOR,
@@ -45,67 +41,36 @@ import {
   vfio_user_device_info,
   vfio_user_dma_map,
   vfio_user_dma_unmap,
-  vfio_user_header,
   vfio_user_region_access,
   vfio_user_region_io_fds,
   vfio_user_sub_region_ioeventfd,
   vfio_user_version,
 } from './messages.ts';
 import type { RegionIoFd } from './requests.ts';
-import { MessageReader, MessageWriter, StreamError } from './stream.ts';
-import { type Ready, socketTransport, type Transport } from './transport.ts';
+import { StreamError } from './stream.ts';
+import { socketTransport, type Transport } from './transport.ts';
 
 export interface ClientOptions {
   /** How long a reply may take, milliseconds (default 10000). */
   readonly timeoutMs?: number;
 }
 
-/** Descriptors accepted in one reply. */
-const MAX_MSG_FDS = 16;
 /** Sub-regions asked for at first; a second request has the room that the server names. */
 const IO_FDS_ROOM = 64;
-
-interface Reply {
-  readonly message: Message;
-  readonly fds: number[];
-}
-
-interface Pending {
-  readonly cmd: number;
-  readonly maxBody: number;
-  readonly maxFds: number;
-  readonly timer: NodeJS.Timeout;
-  readonly resolve: (reply: Reply) => void;
-  readonly reject: (e: Error) => void;
-}
 
 export class VfioUserClient {
   /** Resolves with the reason when the connection is over. Never rejects. */
   readonly closed: Promise<string>;
-  readonly #transport: Transport;
-  readonly #reader: MessageReader;
-  readonly #writer: MessageWriter;
-  readonly #watch: Watch;
-  readonly #timeoutMs: number;
-  readonly #pending = new Map<number, Pending>();
+  readonly #requests: ClientRequests;
   #peer: Capabilities = {
     maxMsgFds: VFIO_USER_DEFAULT_MAX_MSG_FDS,
     maxDataXferSize: VFIO_USER_DEFAULT_MAX_DATA_XFER_SIZE,
   };
-  #nextId = 1;
-  #reason: string | undefined;
-  #resolveClosed: (reason: string) => void = () => {};
 
   /** The transport is the client's from now on. */
   constructor(transport: Transport, opts: ClientOptions = {}) {
-    this.#transport = transport;
-    this.#timeoutMs = opts.timeoutMs ?? 10_000;
-    this.#reader = new MessageReader(transport, maxMessageBytes(VFIO_USER_DEFAULT_MAX_DATA_XFER_SIZE), MAX_MSG_FDS);
-    this.#writer = new MessageWriter(transport);
-    this.closed = new Promise((resolve) => {
-      this.#resolveClosed = resolve;
-    });
-    this.#watch = transport.watch((ready) => this.#onReady(ready));
+    this.#requests = new ClientRequests(transport, opts.timeoutMs ?? 10_000);
+    this.closed = this.#requests.closed;
   }
 
   /** Connects to a server's socket; waits if more clients than its queue holds are connecting. @throws SysError */
@@ -128,8 +93,10 @@ export class VfioUserClient {
     vfio_user_version.set.major(message.m, BODY, VFIO_USER_MAJOR);
     vfio_user_version.set.minor(message.m, BODY, VFIO_USER_MINOR);
     message.u8.set(caps, BODY + vfio_user_version.size);
-    const r = await this.#request(VFIO_USER_VERSION, message, { maxBody: vfio_user_version.size + MAX_VERSION_DATA });
-    return this.#checked(r, () => {
+    const r = await this.#requests.send(VFIO_USER_VERSION, message, {
+      maxBody: vfio_user_version.size + MAX_VERSION_DATA,
+    });
+    return this.#requests.checked(r, () => {
       atLeast(r, vfio_user_version.size);
       const major = vfio_user_version.get.major(r.message.m, BODY);
       if (major !== VFIO_USER_MAJOR) throw new StreamError(`the server speaks version ${major}`);
@@ -142,8 +109,8 @@ export class VfioUserClient {
     const t = vfio_user_device_info;
     const message = newMessage(t.size);
     t.set.argsz(message.m, BODY, t.size);
-    const r = await this.#request(VFIO_USER_DEVICE_GET_INFO, message, { maxBody: t.size });
-    return this.#checked(r, () => {
+    const r = await this.#requests.send(VFIO_USER_DEVICE_GET_INFO, message, { maxBody: t.size });
+    return this.#requests.checked(r, () => {
       atLeast(r, t.size);
       const m = r.message.m;
       return {
@@ -160,8 +127,8 @@ export class VfioUserClient {
     const message = newMessage(t.size);
     t.set.argsz(message.m, BODY, t.size);
     t.set.index(message.m, BODY, index);
-    const r = await this.#request(VFIO_USER_DEVICE_GET_REGION_INFO, message, { maxBody: t.size, maxFds: 1 });
-    return this.#checked(r, () => {
+    const r = await this.#requests.send(VFIO_USER_DEVICE_GET_REGION_INFO, message, { maxBody: t.size, maxFds: 1 });
+    return this.#requests.checked(r, () => {
       atLeast(r, t.size);
       const m = r.message.m;
       same('region', t.get.index(m, BODY), index);
@@ -174,8 +141,8 @@ export class VfioUserClient {
     const message = newMessage(t.size);
     t.set.argsz(message.m, BODY, t.size);
     t.set.index(message.m, BODY, index);
-    const r = await this.#request(VFIO_USER_DEVICE_GET_IRQ_INFO, message, { maxBody: t.size });
-    return this.#checked(r, () => {
+    const r = await this.#requests.send(VFIO_USER_DEVICE_GET_IRQ_INFO, message, { maxBody: t.size });
+    return this.#requests.checked(r, () => {
       atLeast(r, t.size);
       same('interrupt index', t.get.index(r.message.m, BODY), index);
       return { flags: t.get.flags(r.message.m, BODY), count: t.get.count(r.message.m, BODY) };
@@ -186,8 +153,10 @@ export class VfioUserClient {
   async regionRead(index: number, offset: number, count: number): Promise<Uint8Array> {
     this.#transferable(count);
     const t = vfio_user_region_access;
-    const r = await this.#request(VFIO_USER_REGION_READ, access(index, offset, count, 0), { maxBody: t.size + count });
-    return this.#checked(r, () => {
+    const r = await this.#requests.send(VFIO_USER_REGION_READ, access(index, offset, count, 0), {
+      maxBody: t.size + count,
+    });
+    return this.#requests.checked(r, () => {
       atLeast(r, t.size);
       same('bytes read', t.get.count(r.message.m, BODY), count);
       atLeast(r, t.size + count);
@@ -200,8 +169,8 @@ export class VfioUserClient {
     const t = vfio_user_region_access;
     const message = access(index, offset, data.length, data.length);
     message.u8.set(data, BODY + t.size);
-    const r = await this.#request(VFIO_USER_REGION_WRITE, message, { maxBody: t.size });
-    this.#checked(r, () => {
+    const r = await this.#requests.send(VFIO_USER_REGION_WRITE, message, { maxBody: t.size });
+    this.#requests.checked(r, () => {
       atLeast(r, t.size);
       same('bytes written', t.get.count(r.message.m, BODY), data.length);
     });
@@ -217,13 +186,13 @@ export class VfioUserClient {
       head.set.argsz(message.m, BODY, room);
       head.set.index(message.m, BODY, index);
       const limits = { maxBody: room, maxFds: MAX_MSG_FDS };
-      const r = await this.#request(VFIO_USER_DEVICE_GET_REGION_IO_FDS, message, limits);
-      const needed = this.#checked(r, () => {
+      const r = await this.#requests.send(VFIO_USER_DEVICE_GET_REGION_IO_FDS, message, limits);
+      const needed = this.#requests.checked(r, () => {
         atLeast(r, head.size);
         same('region', head.get.index(r.message.m, BODY), index);
         return head.get.argsz(r.message.m, BODY);
       });
-      if (needed <= room) return this.#checked(r, () => ioFdEntries(r));
+      if (needed <= room) return this.#requests.checked(r, () => ioFdEntries(r));
       r.fds.forEach(closeFd);
       if (needed > VFIO_USER_DEFAULT_MAX_DATA_XFER_SIZE) break;
       room = needed;
@@ -240,7 +209,7 @@ export class VfioUserClient {
     t.set.offset(message.m, BODY, m.offset ?? 0n);
     t.set.addr(message.m, BODY, m.iova);
     t.set.size(message.m, BODY, m.size);
-    await this.#request(VFIO_USER_DMA_MAP, message, { maxBody: 0 }, m.fd === undefined ? [] : [m.fd]);
+    await this.#requests.send(VFIO_USER_DMA_MAP, message, { maxBody: 0 }, m.fd === undefined ? [] : [m.fd]);
   }
 
   /** Takes memory back; resolves when the server has let go of it. `all`: everything, with iova and size 0. */
@@ -251,7 +220,7 @@ export class VfioUserClient {
     t.set.flags(message.m, BODY, m.all === true ? VFIO_DMA_UNMAP_FLAG_ALL : 0);
     t.set.addr(message.m, BODY, m.iova);
     t.set.size(message.m, BODY, m.size);
-    await this.#request(VFIO_USER_DMA_UNMAP, message, { maxBody: t.size });
+    await this.#requests.send(VFIO_USER_DMA_UNMAP, message, { maxBody: t.size });
   }
 
   /**
@@ -276,12 +245,12 @@ export class VfioUserClient {
   }
 
   async reset(): Promise<void> {
-    await this.#request(VFIO_USER_DEVICE_RESET, newMessage(0), { maxBody: 0 });
+    await this.#requests.send(VFIO_USER_DEVICE_RESET, newMessage(0), { maxBody: 0 });
   }
 
   /** Ends the connection; requests that wait are rejected. */
   close(): void {
-    this.#close('closed by this client');
+    this.#requests.close('closed by this client');
   }
 
   async #setIrqs(flags: number, index: number, start: number, count: number, fds: readonly number[]): Promise<void> {
@@ -292,137 +261,14 @@ export class VfioUserClient {
     t.set.index(message.m, BODY, index);
     t.set.start(message.m, BODY, start);
     t.set.count(message.m, BODY, count);
-    await this.#request(VFIO_USER_DEVICE_SET_IRQS, message, { maxBody: 0 }, fds);
+    await this.#requests.send(VFIO_USER_DEVICE_SET_IRQS, message, { maxBody: 0 }, fds);
   }
 
   #transferable(count: number): void {
     const most = Math.min(this.#peer.maxDataXferSize, VFIO_USER_DEFAULT_MAX_DATA_XFER_SIZE);
     if (count < 1 || count > most) throw new RangeError(`region access of ${count} bytes: 1 to ${most} are possible`);
   }
-
-  /**
-   * Sends a request; resolves with its reply, whose size and descriptors are within the limits.
-   * @throws VfioUserError the server refused it, or the connection is over (ECONNRESET) or too slow (ETIMEDOUT)
-   */
-  #request(
-    cmd: number,
-    message: Message,
-    limits: { maxBody: number; maxFds?: number },
-    fds: readonly number[] = [],
-  ): Promise<Reply> {
-    return new Promise((resolve, reject) => {
-      if (this.#reason !== undefined) {
-        reject(lost(cmd, this.#reason));
-        return;
-      }
-      if (this.#pending.size >= 0x8000) {
-        reject(new VfioUserError(errno.EAGAIN, `${commandName(cmd)}: ${this.#pending.size} requests wait already`));
-        return;
-      }
-      while (this.#pending.has(this.#nextId)) this.#nextId = (this.#nextId + 1) & 0xffff;
-      const id = this.#nextId;
-      this.#nextId = (id + 1) & 0xffff;
-      const timer = setTimeout(() => this.#timedOut(id), this.#timeoutMs);
-      this.#pending.set(id, { cmd, maxBody: limits.maxBody, maxFds: limits.maxFds ?? 0, timer, resolve, reject });
-      vfio_user_header.set.msg_id(message.m, 0, id);
-      vfio_user_header.set.cmd(message.m, 0, cmd);
-      this.#guarded(() => {
-        this.#writer.send(message, fds);
-        this.#wait();
-      });
-    });
-  }
-
-  #timedOut(id: number): void {
-    const p = this.#pending.get(id);
-    if (p === undefined) return;
-    const what = `no reply to ${commandName(p.cmd)} within ${this.#timeoutMs} ms`;
-    this.#pending.delete(id);
-    p.reject(new VfioUserError(errno.ETIMEDOUT, what));
-    this.#close(what);
-  }
-
-  #onReady(ready: Ready): void {
-    this.#guarded(() => {
-      if (ready.writable) this.#writer.flush();
-      if (ready.readable) while (this.#reason === undefined && this.#reader.read()) this.#useReply();
-      if (this.#reason === undefined) this.#wait();
-    });
-  }
-
-  #wait(): void {
-    this.#watch.update({ readable: true, writable: this.#writer.pending });
-  }
-
-  #useReply(): void {
-    const { m, size } = this.#reader.message;
-    const id = vfio_user_header.get.msg_id(m, 0);
-    const cmd = vfio_user_header.get.cmd(m, 0);
-    const flags = vfio_user_header.get.flags(m, 0);
-    if ((flags & VFIO_USER_F_TYPE_MASK) !== VFIO_USER_F_TYPE_REPLY) {
-      throw new StreamError(`the server sent ${commandName(cmd)}, which is no reply`);
-    }
-    const p = this.#pending.get(id);
-    if (p === undefined || p.cmd !== cmd) throw new StreamError(`a reply to ${commandName(cmd)} that nobody waits for`);
-    const failed = (flags & VFIO_USER_F_ERROR) !== 0;
-    const maxBody = failed ? 0 : p.maxBody;
-    const maxFds = failed ? 0 : p.maxFds;
-    if (size - BODY > maxBody) throw new StreamError(`reply to ${commandName(cmd)}: ${size} bytes are too many`);
-    if (this.#reader.fault !== undefined || this.#reader.fdCount > maxFds) {
-      throw new StreamError(
-        `reply to ${commandName(cmd)}: ${this.#reader.fault ?? 'descriptors that were not asked for'}`,
-      );
-    }
-    this.#pending.delete(id);
-    clearTimeout(p.timer);
-    if (failed) {
-      const code = vfio_user_header.get.error_no(m, 0);
-      p.reject(new VfioUserError(code === 0 ? errno.EIO : code, `the server refused ${commandName(cmd)}`));
-      return;
-    }
-    const message = newMessage(size - BODY); // the reader's own is used again before the caller looks
-    message.u8.set(this.#reader.message.u8);
-    p.resolve({ message, fds: this.#reader.takeFds() });
-  }
-
-  /** Takes a reply apart; what is wrong with it ends the connection and closes its descriptors. */
-  #checked<T>(r: Reply, parse: () => T): T {
-    try {
-      return parse();
-    } catch (e) {
-      r.fds.forEach(closeFd);
-      this.#close(e instanceof Error ? e.message : String(e));
-      throw e;
-    }
-  }
-
-  #guarded(step: () => void): void {
-    try {
-      step();
-    } catch (e) {
-      this.#close(e instanceof Error ? e.message : String(e));
-    }
-  }
-
-  #close(reason: string): void {
-    if (this.#reason !== undefined) return;
-    this.#reason = reason;
-    this.#watch.close();
-    this.#transport.close();
-    this.#writer.clear();
-    this.#reader.closeFds();
-    const waiting = [...this.#pending.values()];
-    this.#pending.clear();
-    for (const p of waiting) {
-      clearTimeout(p.timer);
-      p.reject(lost(p.cmd, reason));
-    }
-    this.#resolveClosed(reason);
-  }
 }
-
-const lost = (cmd: number, reason: string): VfioUserError =>
-  new VfioUserError(errno.ECONNRESET, `${commandName(cmd)}: the connection is over: ${reason}`);
 
 function access(index: number, offset: number, count: number, dataBytes: number): Message {
   const t = vfio_user_region_access;
@@ -433,7 +279,7 @@ function access(index: number, offset: number, count: number, dataBytes: number)
   return message;
 }
 
-function atLeast(r: Reply, bytes: number): void {
+function atLeast(r: ClientReply, bytes: number): void {
   if (r.message.size - BODY < bytes) throw new StreamError(`a reply of ${r.message.size} bytes is too short`);
 }
 
@@ -442,7 +288,7 @@ function same(what: string, got: number, asked: number): void {
 }
 
 /** Entry i is at i * (argsz - header) / count, whatever the length of an entry is. */
-function ioFdEntries(r: Reply): RegionIoFd[] {
+function ioFdEntries(r: ClientReply): RegionIoFd[] {
   const head = vfio_user_region_io_fds;
   const entry = vfio_user_sub_region_ioeventfd;
   const m = r.message.m;

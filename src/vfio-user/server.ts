@@ -53,7 +53,7 @@ export class ServerConnection {
   #resolveClosed: (reason: string) => void = () => {};
   /** Why the connection ended; undefined while it lasts. */
   #reason: string | undefined;
-  /** A handler's promise is pending. */
+  /** A handler runs, or its promise is pending. */
   #busy = false;
   #stall: NodeJS.Timeout | undefined;
   #complaints = 0;
@@ -162,33 +162,32 @@ export class ServerConnection {
   }
 
   #serve(): void {
+    this.#busy = true;
     let served: Reply | Promise<Reply>;
     try {
       served = serveRequest(this.#session, this.#reader);
     } catch (e) {
-      this.#refused(e);
+      this.#settled(() => this.#refused(e));
       return;
     }
     if (!(served instanceof Promise)) {
-      this.#done(served);
+      const reply = served;
+      this.#settled(() => this.#done(reply));
       return;
     }
-    this.#busy = true;
-    served.then(
-      (reply) => this.#settled(() => this.#done(reply)),
-      (e: unknown) => this.#settled(() => this.#refused(e)),
-    );
+    served
+      .then(
+        (reply) => this.#settled(() => this.#done(reply)),
+        (e: unknown) => this.#settled(() => this.#refused(e)),
+      )
+      .then(() => this.#pump());
   }
 
-  /** After an asynchronous handler: its reply if the client is still there, then the next request. */
+  /** After a handler: its reply if the client is still there, else the end that was waiting for it. */
   #settled(answer: () => void): void {
     this.#busy = false;
-    if (this.#reason !== undefined) {
-      void this.#end(this.#reason);
-      return;
-    }
-    this.#guarded(answer);
-    this.#pump();
+    if (this.#reason === undefined) this.#guarded(answer);
+    else void this.#end(this.#reason);
   }
 
   #done(reply: Reply): void {

@@ -1,7 +1,7 @@
 /**
  * Hostile bytes, for the server and for the client: random streams and valid sessions with mutations, in random
  * fragments, with descriptors at random places. Nothing throws, hangs, or stays open; the device sees only what the
- * checks let through. fast-check prints the seed of a failure. VFIO_USER_FUZZ_RUNS sets the number of runs.
+ * checks let through. fast-check prints the seed of a failure.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -18,7 +18,7 @@ import {
   Wire,
 } from '../unit/vfio-user/support.ts';
 
-const RUNS = Number(process.env['VFIO_USER_FUZZ_RUNS'] ?? 400);
+const RUNS = process.env['PTNET_LONG'] === '1' ? 8000 : 400;
 
 /** A device that checks what it is promised, and answers some turns of the loop late. */
 class CheckingDevice extends RecordingDevice {

@@ -141,6 +141,23 @@ for (const kind of kinds) {
   });
 }
 
+test('a handler that closes its own connection ends before the device is told', async () => {
+  for (const asynchronous of [false, true]) {
+    await using r = serveRaw();
+    await negotiated(r);
+    r.device.hook = (call) => {
+      if (call !== 'reset') return undefined;
+      r.server.close('enough');
+      r.device.calls.push('still in reset');
+      return asynchronous ? turn().then(() => void r.device.calls.push('later in reset')) : undefined;
+    };
+    await r.wire.send(frame(1, 13));
+    assert.equal(await r.server.closed, 'enough');
+    const later = asynchronous ? ['later in reset'] : [];
+    assert.deepEqual(r.device.calls, ['reset', 'still in reset', ...later, 'disconnected']);
+  }
+});
+
 test('a disconnect during a reply does not disturb the process or the device', async () => {
   await using r = serveRaw('socket');
   await negotiated(r);
