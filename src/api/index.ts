@@ -5,6 +5,7 @@ export {
   NAF_FORCE_READ,
   NAF_FORCE_RECLAIM,
   NETMAP_MAX_FRAGS,
+  netmap_if,
   NR_DIR_RX,
   NR_DIR_TX,
   NS_BUF_CHANGED,

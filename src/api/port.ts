@@ -17,6 +17,8 @@ export interface WaitOptions {
   readonly signal?: AbortSignal;
 }
 
+/** Longest time-out that poll(2) takes, ms. */
+const MAX_INT = 0x7fff_ffff;
 const TX = 0;
 const RX = 1;
 const HANGUP = 2;
@@ -28,6 +30,8 @@ export class NetmapPort {
   readonly mac: string;
   /** Views over this process's arena: rings and buffers are in it. Addresses die with `close`. */
   readonly m: Views;
+  /** Address of the port's netmap_if, for `netmap_if.get`. */
+  readonly nifp: number;
   readonly txRings: readonly NetmapRing[];
   readonly rxRings: readonly NetmapRing[];
   /** Bytes of a buffer. */
@@ -57,6 +61,7 @@ export class NetmapPort {
     this.name = name;
     this.mac = driver.mac;
     this.m = memdev.space.arena.m;
+    this.nifp = driver.nifp;
     this.bufSize = memdev.bufPool.objsz;
     this.vnetHdrLen = driver.vnetHdrLen;
     this.#driver = driver;
@@ -124,7 +129,7 @@ export class NetmapPort {
         ready = this.#syncAll(events);
         const left = end - performance.now();
         if (ready !== 0 || left <= 0) return ready;
-        const n = this.#pollSet.poll(left === Number.POSITIVE_INFINITY ? -1 : Math.ceil(left));
+        const n = this.#pollSet.poll(left === Number.POSITIVE_INFINITY ? -1 : Math.min(Math.ceil(left), MAX_INT));
         if (n === 0) return this.#syncAll(events);
         this.#drain();
         if ((this.#pollSet.revents(HANGUP) & (POLLHUP | POLLERR)) !== 0) {
