@@ -108,8 +108,9 @@ function allowedSkips() {
 /** Runs test files; every test in them counts. */
 async function tests(files, concurrency) {
   if (files.length === 0) {
-    process.stdout.write('  no tests\n');
-    return true;
+    process.stdout.write('no tests found\n');
+    total.failed += 1;
+    return false;
   }
   rmSync(result, { force: true });
   const compiled = files.map((f) => join('dist', f.replace(/\.ts$/, '.js')));
