@@ -26,13 +26,14 @@ describe('regionLayout', () => {
   it('pools are in order, page aligned, large enough, and do not overlap', () => {
     fc.assert(
       fc.property(anyConfig, (c) => {
-        const { ifPool, ringPool, bufPool, size } = regionLayout(c);
+        const { ifPool, ringPool, bufPool, size, fileSize } = regionLayout(c);
         const pools = [ifPool, ringPool, bufPool];
         for (const [i, p] of pools.entries()) {
           assert.equal(p.ofs % PAGE_SIZE, 0);
           assert.ok(p.ofs + p.objnum * p.objsz <= (pools[i + 1]?.ofs ?? size));
         }
         assert.equal(size % PAGE_SIZE, 0);
+        assert.ok(fileSize >= size && fileSize < 2 * size && Number.isInteger(Math.log2(fileSize)));
         assert.deepEqual(
           [ifPool.objnum, ringPool.objnum, bufPool.objnum],
           [c.interfaces, c.rings, c.buffers + NETMAP_FIRST_BUF],
@@ -56,7 +57,7 @@ describe('regionLayout', () => {
 });
 
 describe('Region', () => {
-  it('R1: its file has its size and is sealed against shrinking, growing and further seals', () => {
+  it('R1: its file has a power of two of bytes and is sealed against shrinking, growing and further seals', () => {
     const region = new Region(config, 1);
     assert.equal(fstatSync(region.fd).size, region.layout.fileSize);
     assert.equal(
