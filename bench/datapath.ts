@@ -4,6 +4,7 @@
  *
  * `node dist/bench/datapath.js [--json] [--ms N]`: measures, asserts nothing.
  */
+import { fileURLToPath } from 'node:url';
 import { nm_csb_atok, nm_csb_ktoa } from '../src/abi/index.ts';
 import { BROADCAST, frame, mac, Rig } from '../tests/unit/datapath/rig.ts';
 
@@ -81,7 +82,7 @@ export function benchDatapath(ms = 200): DatapathRow[] {
   return rows;
 }
 
-if (process.argv[1] !== undefined && import.meta.url.endsWith(process.argv[1].split('/').at(-1)!)) {
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const at = process.argv.indexOf('--ms');
   const rows = benchDatapath(at > 0 ? Number(process.argv[at + 1]) : 200);
   if (process.argv.includes('--json')) console.log(JSON.stringify(rows, undefined, 2));

@@ -152,8 +152,8 @@ export const offload = struct('offload', 640, {
   hdr: [320, 'bytes', OFFLOAD_HDR_BYTES],
 });
 
-/** Slots looked up before they are copied; the chain that starts last may run past it. Measured: docs/datapath.md. */
-export const FT_GROUP = 32;
+/** Slots taken before they are looked up and copied; the chain that starts last may run past it (docs/datapath.md). */
+export const FT_GROUP = 64;
 
 /** Arena addresses of krings, most the rings of a full switch. */
 const ringList = 4 * NM_BDG_MAXPORTS * NM_BDG_MAXRINGS;

@@ -2,7 +2,7 @@
  * Delivers a packet of several slots, slot by slot, to a port whose VirtIO network header is as long as the sender's.
  * Mirrors nm_vale_flush (netmap_vale.c). For other ports: offload.ts.
  */
-import { copyBuffer, storeVnetHdr } from './copy';
+import { copyBytes, storeVnetHdr } from './copy';
 import {
   kring_buf_base,
   kring_buf_size,
@@ -13,7 +13,6 @@ import {
   kring_packets,
   kring_ring,
   kring_slots,
-  NETMAP_FIRST_BUF,
   NS_MOREFRAG,
   NS_RFRAGS_SHIFT,
   nm_bdg_fwd_frags,
@@ -21,7 +20,7 @@ import {
   nm_bdg_fwd_size,
   nm_bdg_fwd_src,
 } from './layouts.generated';
-import { loadSlot, slotAt, slotIdx, storeSlot } from './peer';
+import { bufValid, loadSlot, slotAt, slotIdx, storeSlot } from './peer';
 import { loadVnet } from './offload-vnet';
 import { bump } from './private';
 
@@ -49,12 +48,12 @@ export function deliverChain(d: usize, kr: usize, ft: usize, frags: u32, tail: u
       return 0;
     }
     j = j + 1 == n ? 0 : j + 1;
-    if (idx - NETMAP_FIRST_BUF >= bufs - NETMAP_FIRST_BUF) {
+    if (!bufValid(idx, bufs)) {
       bump(kr + kring_drop_dst, 1);
       return emptySlots(ring, tail, j, n);
     }
     const dst = base + idx * bufSize;
-    copyBuffer(load<u32>(i, nm_bdg_fwd_src), dst, len);
+    copyBytes(load<u32>(i, nm_bdg_fwd_src), dst, len);
     if (hdr != 0 && i == ft) storeVnetHdr(dst, loadVnet(d, ft), hdr);
     storeSlot(slot, len, (frags << NS_RFRAGS_SHIFT) | (i + nm_bdg_fwd_size != end ? NS_MOREFRAG : 0));
     bytes += len;

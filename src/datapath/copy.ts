@@ -1,49 +1,52 @@
 /**
- * Copies between frames' buffers. Whole buffers start at multiples of 64 bytes and their sizes are multiples of 64, so
- * blocks of 64 bytes never leave one. No bulk-memory instructions: on an unmapped page they end the process.
+ * Copies of frames. Exactly the given bytes are read and written, so a receiver never sees what else the sender's buffer
+ * holds (R9): where the length is no multiple of the blocks, the last block ends with the frame and overlaps the one
+ * before. (Measured: faster than masking the last block, and no address need be aligned.) No bulk-memory instructions:
+ * on an unmapped page they end the process.
  */
 
-/**
- * Copies `len` bytes, 64 at a time, from the start of a buffer to the start of another one of at least `len` bytes.
- * What the last block holds beyond `len` becomes zeros: no stale bytes of the sender (R9).
- */
-export function copyBuffer(src: usize, dst: usize, len: u32): void {
-  const end = src + (len & ~63);
-  while (src != end) {
-    const a = v128.load(src);
-    const b = v128.load(src, 16);
-    const c = v128.load(src, 32);
-    const d = v128.load(src, 48);
-    v128.store(dst, a);
-    v128.store(dst, b, 16);
-    v128.store(dst, c, 32);
-    v128.store(dst, d, 48);
-    src += 64;
-    dst += 64;
+/** Copies a frame; the common short ones here, so that this can be inlined, the others by `copyBytes`. */
+export function copyFrame(src: usize, dst: usize, len: u32): void {
+  if (len - 32 > 32) {
+    copyBytes(src, dst, len);
+    return;
   }
-  const rest = len & 63;
-  if (rest == 0) return;
-  const limit = i8x16.splat(<i8>rest);
-  const first = i8x16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const a = v128.load(src);
+  const b = v128.load(src, 16);
+  const c = v128.load(src + len - 32);
+  const d = v128.load(src + len - 32, 16);
+  v128.store(dst, a);
+  v128.store(dst, b, 16);
+  v128.store(dst + len - 32, c);
+  v128.store(dst + len - 32, d, 16);
+}
+
+/** Copies any number of bytes between any addresses that do not overlap. */
+export function copyBytes(src: usize, dst: usize, len: u32): void {
+  if (len < 64) {
+    copyShort(src, dst, len);
+    return;
+  }
+  for (const last = src + len - 64; src < last; src += 64, dst += 64) copy64(src, dst);
+  // src is now past the start of the last block, by as much as dst is.
+  const over = (0 - len) & 63;
+  copy64(src - over, dst - over);
+}
+
+function copy64(src: usize, dst: usize): void {
   const a = v128.load(src);
   const b = v128.load(src, 16);
   const c = v128.load(src, 32);
   const d = v128.load(src, 48);
-  v128.store(dst, keep(a, limit, first));
-  v128.store(dst, keep(b, limit, i8x16.add(first, i8x16.splat(16))), 16);
-  v128.store(dst, keep(c, limit, i8x16.add(first, i8x16.splat(32))), 32);
-  v128.store(dst, keep(d, limit, i8x16.add(first, i8x16.splat(48))), 48);
+  v128.store(dst, a);
+  v128.store(dst, b, 16);
+  v128.store(dst, c, 32);
+  v128.store(dst, d, 48);
 }
 
-/** Those bytes of a block whose position is below the limit. Signed comparison: one instruction; all are below 128. */
-function keep(block: v128, limit: v128, positions: v128): v128 {
-  return v128.and(block, i8x16.gt_s(limit, positions));
-}
-
-/** Copies exactly `len` bytes between any addresses. Slower: for frames whose header is cut off or put in front. */
-export function copyBytes(src: usize, dst: usize, len: u32): void {
+function copyShort(src: usize, dst: usize, len: u32): void {
   const end = src + len;
-  for (const blocks = src + (len & ~15); src != blocks; src += 16, dst += 16) v128.store(dst, v128.load(src));
+  for (; src + 16 <= end; src += 16, dst += 16) v128.store(dst, v128.load(src));
   for (; src != end; src++, dst++) store<u8>(dst, load<u8>(src));
 }
 

@@ -9,6 +9,7 @@
  * Mirrors net/netmap.h (netmap_slot), net/netmap_virt.h (nm_csb_atok, nm_csb_ktoa).
  */
 import {
+  NETMAP_FIRST_BUF,
   netmap_ring_size,
   netmap_slot_buf_idx,
   netmap_slot_flags,
@@ -23,9 +24,21 @@ import {
   nm_csb_ktoa_kern_need_kick,
 } from './layouts.generated';
 
+export const SLOT_BYTES: u32 = netmap_slot_size;
+
 /** Address of slot i of the ring at `ring`. */
 export function slotAt(ring: usize, i: u32): usize {
-  return ring + netmap_ring_size + i * netmap_slot_size;
+  return ring + netmap_ring_size + i * SLOT_BYTES;
+}
+
+/** How many slots lie between two addresses. */
+export function slotsBetween(from: usize, to: usize): u32 {
+  return <u32>(to - from) / SLOT_BYTES;
+}
+
+/** Whether a slot's buf_idx is one that may be used, of a pool of `bufs` buffers. */
+export function bufValid(idx: u32, bufs: u32): bool {
+  return idx - NETMAP_FIRST_BUF < bufs - NETMAP_FIRST_BUF;
 }
 
 /** buf_idx, len and flags of a slot, by one load; taken apart by `slotIdx`, `slotLen`, `slotFlags`. */

@@ -1,12 +1,12 @@
 /**
- * VALE: forwarding between the ports of a switch (netmap_vale.c). In groups of FT_GROUP slots, two passes: `scan` takes
- * each slot of the sender once, checks it and looks its destination up (which also brings the frames' first lines into
- * the cache, all at once); `deliver` copies. Between the two, what is known of the slots is in the domain's `ft`.
+ * VALE: forwarding between the ports of a switch (netmap_vale.c). In groups of FT_GROUP slots, three passes: `scan` takes
+ * each slot of the sender once and checks it, `resolve` learns and looks up, `deliver` copies. Between them, what is known
+ * of the slots is in the domain's `ft`. Each is a short loop that keeps its state in registers (docs/datapath.md).
  *
  * Owner of everything here: the domain's datapath thread.
  */
 import { deliverChain } from './chain';
-import { copyBuffer, storeVnetHdr } from './copy';
+import { copyFrame, storeVnetHdr } from './copy';
 import { publish, rxsync } from './kring';
 import {
   DST_FLOOD,
@@ -41,11 +41,11 @@ import {
   kring_ring_id,
   kring_slots,
   kring_state,
-  NETMAP_FIRST_BUF,
   NETMAP_MAX_FRAGS,
   NS_BUF_CHANGED,
   NS_INDIRECT,
   NS_MOREFRAG,
+  NS_NO_LEARN,
   NS_RFRAGS_SHIFT,
   nm_bdg_fwd_dst,
   nm_bdg_fwd_frags,
@@ -60,11 +60,23 @@ import {
 import { deliverOffload } from './offload';
 import { packetBytes } from './offload-stream';
 import { loadVnet, takeVnet } from './offload-vnet';
-import { loadHeader, loadSlot, slotAt, slotFlags, slotIdx, slotLen, storeSlot, storeSlotFlags } from './peer';
+import {
+  bufValid,
+  loadHeader,
+  loadSlot,
+  SLOT_BYTES,
+  slotAt,
+  slotFlags,
+  slotIdx,
+  slotLen,
+  slotsBetween,
+  storeSlot,
+  storeSlotFlags,
+} from './peer';
 import { at, bump, push } from './private';
 import { lookup } from './table';
 
-/** Slots forwarded before receivers and sender are told (netmap: 1024). Measured: docs/datapath.md. */
+/** Slots forwarded before receivers and sender are told (netmap: 1024). */
 const BATCH: u32 = 512;
 /** Bytes of an Ethernet header. */
 const ETH_HLEN: u32 = 14;
@@ -81,6 +93,7 @@ export function valeTxsync(d: usize, kr: usize): u32 {
     let done: u32 = 0;
     do {
       const next = scan(d, kr, j, head);
+      resolve(d, kr);
       deliver(d, kr);
       done += next >= j ? next - j : next + n - j;
       j = next;
@@ -96,7 +109,7 @@ export function valeTxsync(d: usize, kr: usize): u32 {
 
 /**
  * First pass: takes slots of a tx ring from j on, at most to `head`, until FT_GROUP of them are in `ft` (the last chain
- * whole). Packets that go nowhere are counted here. Returns where it stopped.
+ * whole). Bad ones are counted here. Returns where it stopped.
  */
 function scan(d: usize, kr: usize, j: u32, head: u32): u32 {
   const ring: usize = load<u32>(kr, kring_ring);
@@ -104,78 +117,61 @@ function scan(d: usize, kr: usize, j: u32, head: u32): u32 {
   const base: usize = load<u32>(kr, kring_buf_base);
   const bufSize = load<u32>(kr, kring_buf_size);
   const bufs = load<u32>(kr, kring_num_bufs);
-  const port: usize = load<u32>(kr, kring_port);
-  const hdr = load<u32>(port, port_vnet_hdr_len);
-  const me = load<u32>(port, port_port_id);
-  const others = load<u32>(d, domain_num_active) - 1;
+  const minLen = load<u32>(load<u32>(kr, kring_port), port_vnet_hdr_len) + ETH_HLEN;
   const start = d + domain_ft;
   const end = start + FT_GROUP * nm_bdg_fwd_size;
   let ft = start;
-  let packets: u32 = 0;
   let bytes: u32 = 0;
-  let copies: u32 = 0;
-  let bad: u32 = 0;
-  let noDst: u32 = 0;
   while (j != head && ft < end) {
-    const w = loadSlot(slotAt(ring, j));
-    const flags = slotFlags(w);
-    let frags: u32 = 1;
-    let eth: usize = 0;
-    if ((flags & NS_SLOW) == 0) {
-      j = j + 1 == n ? 0 : j + 1;
+    // Plain packets of one slot, as far as the ring does not wrap.
+    const ahead = (head > j ? head : n) - j;
+    const room = <u32>(end - ft) / nm_bdg_fwd_size;
+    const piece = slotAt(ring, j);
+    let slot = piece;
+    const stop = piece + min(ahead, room) * SLOT_BYTES;
+    let w: u64 = 0;
+    let slow = false;
+    do {
+      w = loadSlot(slot);
+      slow = (slotFlags(w) & NS_SLOW) != 0;
+      if (slow) break;
+      slot += SLOT_BYTES;
       const len = slotLen(w);
-      if (!slotValid(w, bufs, bufSize) || len < hdr + ETH_HLEN) {
-        bad++;
-        continue;
+      if (slotValid(w, bufs, bufSize) && len >= minLen) {
+        storeFwd(ft, base + slotIdx(w) * bufSize, len, 1, slotFlags(w));
+        ft += nm_bdg_fwd_size;
+        bytes += len;
+      } else {
+        bump(kr + kring_drop_bad, 1);
       }
-      const src = base + slotIdx(w) * bufSize;
-      if (hdr != 0 && !takeVnet(d, ft, loadHeader(src), len - hdr)) {
-        bad++;
-        continue;
-      }
-      storeFwd(ft, src, len);
-      bytes += len;
-      eth = src + hdr;
-    } else {
+    } while (slot != stop);
+    j += slotsBetween(piece, slot);
+    if (j == n) j = 0;
+    if (slow) {
       j = scanChain(kr, ft, w, j, head);
-      frags = load<u8>(ft, nm_bdg_fwd_frags);
-      eth = frags == 0 ? 0 : frameStart(ft, frags, hdr);
-      const len = packetBytes(ft, frags);
-      if (eth == 0 || (hdr != 0 && !takeVnet(d, ft, loadHeader(load<u32>(ft, nm_bdg_fwd_src)), len - hdr))) {
-        bad++;
-        continue;
-      }
-      bytes += len;
+      ft += <u32>load<u8>(ft, nm_bdg_fwd_frags) * nm_bdg_fwd_size;
     }
-    const dst = lookup(d, me, loadHeader(eth), flags);
-    store<u8>(ft, frags, nm_bdg_fwd_frags);
-    store<u8>(ft, dst, nm_bdg_fwd_dst);
-    ft += frags * nm_bdg_fwd_size;
-    packets++;
-    if (dst == DST_NONE) noDst++;
-    else copies += dst == DST_FLOOD ? others : 1;
   }
   store<u32>(d, <u32>(ft - start) / nm_bdg_fwd_size, domain_num_ft);
-  bump(kr + kring_packets, packets);
   bump(kr + kring_bytes, bytes);
-  bump(kr + kring_copies, copies);
-  if (bad != 0) bump(kr + kring_drop_bad, bad);
-  if (noDst != 0) bump(kr + kring_drop_nodst, noDst);
   return j;
 }
 
 function slotValid(w: u64, bufs: u32, bufSize: u32): bool {
-  return slotIdx(w) - NETMAP_FIRST_BUF < bufs - NETMAP_FIRST_BUF && slotLen(w) <= bufSize;
+  return bufValid(slotIdx(w), bufs) && slotLen(w) <= bufSize;
 }
 
-function storeFwd(ft: usize, src: usize, len: u32): void {
-  store<u64>(ft, <u64>src | ((<u64>len) << (8 * nm_bdg_fwd_len)), nm_bdg_fwd_src);
+/** An entry of ft; where the destination will be are, for now, those flags that `resolve` wants. */
+function storeFwd(ft: usize, src: usize, len: u32, frags: u32, flags: u32): void {
+  const at = <u64>(len | (frags << 16) | ((flags & NS_NO_LEARN) << 24));
+  store<u64>(ft, <u64>src | (at << 32), nm_bdg_fwd_src);
 }
 
 /**
  * Takes the packet whose first slot is j and holds `w` into `ft`, whole: up to the first slot without NS_MOREFRAG, or
  * to head, which cuts a chain off (what is there is sent, as netmap does). Its number of slots goes to frags of the
- * first entry; 0 if a slot is bad or there are more than NETMAP_MAX_FRAGS. Returns the slot after the packet.
+ * first entry; 0, and counted, if a slot is bad, there are more than NETMAP_MAX_FRAGS, or the Ethernet header is not
+ * whole where it belongs. Returns the slot after the packet.
  */
 function scanChain(kr: usize, ft: usize, w: u64, j: u32, head: u32): u32 {
   const ring: usize = load<u32>(kr, kring_ring);
@@ -185,32 +181,80 @@ function scanChain(kr: usize, ft: usize, w: u64, j: u32, head: u32): u32 {
   const bufs = load<u32>(kr, kring_num_bufs);
   let ok = true;
   let frags: u32 = 0;
+  let bytes: u32 = 0;
   for (;;) {
     const flags = slotFlags(w);
     if ((flags & NS_BUF_CHANGED) != 0) storeSlotFlags(slotAt(ring, j), flags & ~NS_BUF_CHANGED);
     ok = ok && slotValid(w, bufs, bufSize) && (flags & NS_INDIRECT) == 0 && frags < NETMAP_MAX_FRAGS;
-    if (ok) storeFwd(ft + frags * nm_bdg_fwd_size, base + slotIdx(w) * bufSize, slotLen(w));
-    if (ok) frags++;
+    if (ok) {
+      storeFwd(ft + frags * nm_bdg_fwd_size, base + slotIdx(w) * bufSize, slotLen(w), 0, flags);
+      frags++;
+      bytes += slotLen(w);
+    }
     j = j + 1 == n ? 0 : j + 1;
     if ((flags & NS_MOREFRAG) == 0 || j == head) break;
     w = loadSlot(slotAt(ring, j));
   }
+  ok = ok && hasEthernet(ft, frags, load<u32>(load<u32>(kr, kring_port), port_vnet_hdr_len));
   store<u8>(ft, ok ? frags : 0, nm_bdg_fwd_frags);
+  if (ok) bump(kr + kring_bytes, bytes);
+  else bump(kr + kring_drop_bad, 1);
   return j;
 }
 
 /**
- * Address of a packet's Ethernet header: behind the sender's VirtIO header, in the first slot or, if that holds the
- * VirtIO header alone, in the second. 0 if it is in neither.
+ * Whether a packet has its Ethernet header where `resolve` looks for it: behind the sender's VirtIO header in the first
+ * slot or, if that holds the VirtIO header alone, in the second.
  */
-function frameStart(ft: usize, frags: u32, hdr: u32): usize {
-  const len = load<u16>(ft, nm_bdg_fwd_len);
-  if (len > hdr) return len - hdr >= ETH_HLEN ? <usize>load<u32>(ft, nm_bdg_fwd_src) + hdr : 0;
-  if (len < hdr || frags < 2 || load<u16>(ft + nm_bdg_fwd_size, nm_bdg_fwd_len) < ETH_HLEN) return 0;
-  return load<u32>(ft + nm_bdg_fwd_size, nm_bdg_fwd_src);
+function hasEthernet(ft: usize, frags: u32, hdr: u32): bool {
+  const len: u32 = load<u16>(ft, nm_bdg_fwd_len);
+  if (len > hdr) return len - hdr >= ETH_HLEN;
+  return len == hdr && frags > 1 && <u32>load<u16>(ft + nm_bdg_fwd_size, nm_bdg_fwd_len) >= ETH_HLEN;
 }
 
-/** Second pass: copies the packets of `ft` to their destinations, run by run of packets with the same one. */
+/**
+ * Second pass: takes the VirtIO headers of the packets in `ft`, learns their sources and finds their destinations. A
+ * packet whose header is malformed is counted as bad after all, and goes nowhere.
+ */
+function resolve(d: usize, kr: usize): void {
+  const port: usize = load<u32>(kr, kring_port);
+  const hdr = load<u32>(port, port_vnet_hdr_len);
+  const me = load<u32>(port, port_port_id);
+  const end = d + domain_ft + load<u32>(d, domain_num_ft) * nm_bdg_fwd_size;
+  let packets: u32 = 0;
+  let floods: u32 = 0;
+  let noDst: u32 = 0;
+  let bad: u32 = 0;
+  let badBytes: u32 = 0;
+  let ft = d + domain_ft;
+  while (ft != end) {
+    const len: u32 = load<u16>(ft, nm_bdg_fwd_len);
+    const frags: u32 = load<u8>(ft, nm_bdg_fwd_frags);
+    const second = ft + nm_bdg_fwd_size;
+    const eth: usize = len > hdr ? load<u32>(ft, nm_bdg_fwd_src) + hdr : load<u32>(second, nm_bdg_fwd_src);
+    let dst: u32 = DST_NONE;
+    if (hdr != 0 && !takeVnet(d, ft, loadHeader(load<u32>(ft, nm_bdg_fwd_src)), packetBytes(ft, frags) - hdr)) {
+      bad++;
+      badBytes += packetBytes(ft, frags);
+    } else {
+      dst = lookup(d, me, loadHeader(eth), load<u8>(ft, nm_bdg_fwd_dst));
+      packets++;
+      if (dst == DST_FLOOD) floods++;
+      else if (dst == DST_NONE) noDst++;
+    }
+    // Both bytes at once: deliverRun reads them at once, and would wait for two stores to leave the store buffer.
+    store<u16>(ft, <u16>(frags | (dst << 8)), nm_bdg_fwd_frags);
+    ft += frags * nm_bdg_fwd_size;
+  }
+  bump(kr + kring_packets, packets);
+  bump(kr + kring_copies, packets - noDst - floods + floods * (load<u32>(d, domain_num_active) - 1));
+  if (noDst != 0) bump(kr + kring_drop_nodst, noDst);
+  if (bad == 0) return;
+  bump(kr + kring_drop_bad, bad);
+  store<u64>(kr, load<u64>(kr, kring_bytes) - badBytes, kring_bytes);
+}
+
+/** Third pass: copies the packets of `ft` to their destinations, run by run of packets with the same one. */
 function deliver(d: usize, kr: usize): void {
   const port: usize = load<u32>(kr, kring_port);
   const hdr = load<u32>(port, port_vnet_hdr_len);
@@ -218,65 +262,98 @@ function deliver(d: usize, kr: usize): void {
   let ft = d + domain_ft;
   while (ft != end) {
     const dst = load<u8>(ft, nm_bdg_fwd_dst);
+    if (dst < DST_NONE) {
+      ft = deliverTo(d, at(d + domain_ports, dst), load<u32>(kr, kring_ring_id), ft, end, hdr);
+      continue;
+    }
     const run = ft;
-    do ft += <u32>load<u8>(ft, nm_bdg_fwd_frags) * nm_bdg_fwd_size;
-    while (ft != end && load<u8>(ft, nm_bdg_fwd_dst) == dst);
-    if (dst == DST_FLOOD) {
-      // Floods go to ring 0 of everyone else, as in netmap.
-      const active = load<u32>(d, domain_num_active);
-      for (let i: u32 = 0; i < active; i++) {
-        const to = at(d + domain_active, i);
-        if (to != port) deliverTo(d, to, 0, run, ft, hdr);
-      }
-    } else if (dst != DST_NONE) {
-      deliverTo(d, at(d + domain_ports, dst), load<u32>(kr, kring_ring_id), run, ft, hdr);
+    ft = runEnd(ft, end);
+    if (dst == DST_NONE) continue;
+    // Floods go to ring 0 of everyone else, as in netmap.
+    const active = load<u32>(d, domain_num_active);
+    for (let i: u32 = 0; i < active; i++) {
+      const to = at(d + domain_active, i);
+      if (to != port) deliverTo(d, to, 0, run, ft, hdr);
     }
   }
 }
 
-/** Delivers a run of packets to one port. The receiving ring has the sender's number, modulo the port's rx rings. */
-function deliverTo(d: usize, port: usize, ring: u32, ft: usize, end: usize, hdr: u32): void {
+/** End of the run of packets with the same destination that begins at ft. */
+function runEnd(ft: usize, end: usize): usize {
+  const dst = load<u8>(ft, nm_bdg_fwd_dst);
+  do ft += <u32>load<u8>(ft, nm_bdg_fwd_frags) * nm_bdg_fwd_size;
+  while (ft != end && load<u8>(ft, nm_bdg_fwd_dst) == dst);
+  return ft;
+}
+
+/**
+ * Delivers the run of packets that begins at ft to one port. The receiving ring has the sender's number, modulo the
+ * port's rx rings. Returns the end of the run.
+ */
+function deliverTo(d: usize, port: usize, ring: u32, ft: usize, end: usize, hdr: u32): usize {
   const rings = load<u32>(port, port_num_rx_rings);
   const kr = at(port + port_rx_rings, ring < rings ? ring : ring % rings);
   if (load<u32>(kr, kring_state) != KRING_RUNNING) {
-    bump(kr + kring_drop_stopped, countPackets(ft, end));
-    return;
+    const stop = runEnd(ft, end);
+    for (; ft != stop; ft += <u32>load<u8>(ft, nm_bdg_fwd_frags) * nm_bdg_fwd_size) bump(kr + kring_drop_stopped, 1);
+    return stop;
   }
   if (load<u32>(kr, kring_dirty) == 0) {
     store<u32>(kr, 1, kring_dirty);
     push(d + domain_num_dirty, d + domain_dirty, kr);
     rxsync(kr);
   }
-  deliverRun(d, kr, ft, end, hdr, load<u32>(port, port_vnet_hdr_len));
-}
-
-function countPackets(ft: usize, end: usize): u32 {
-  let n: u32 = 0;
-  for (; ft != end; ft += <u32>load<u8>(ft, nm_bdg_fwd_frags) * nm_bdg_fwd_size) n++;
-  return n;
+  return deliverRun(d, kr, ft, end, hdr, load<u32>(port, port_vnet_hdr_len));
 }
 
 /** Free slots of an rx ring: the host owns hwtail .. hwcur - 1, one of which stays empty. */
-export function rxSpace(hwcur: u32, hwtail: u32, n: u32): u32 {
+function rxSpace(hwcur: u32, hwtail: u32, n: u32): u32 {
   return hwcur > hwtail ? hwcur - hwtail - 1 : n - 1 - hwtail + hwcur;
 }
 
 /**
- * Copies a run of packets into an rx ring, in order. Each is delivered whole or counted as dropped here (R10).
+ * Copies the run of packets that begins at ft into an rx ring, in order. Each is delivered whole or counted as dropped
+ * here (R10). Returns the end of the run.
  * @param hdr, dstHdr bytes of the sender's and the receiver's VirtIO header
  */
-function deliverRun(d: usize, kr: usize, ft: usize, end: usize, hdr: u32, dstHdr: u32): void {
+function deliverRun(d: usize, kr: usize, ft: usize, end: usize, hdr: u32, dstHdr: u32): usize {
   const ring: usize = load<u32>(kr, kring_ring);
   const n = load<u32>(kr, kring_num_slots);
   const base: usize = load<u32>(kr, kring_buf_base);
   const bufSize = load<u32>(kr, kring_buf_size);
   const bufs = load<u32>(kr, kring_num_bufs);
+  const dst = load<u8>(ft, nm_bdg_fwd_dst);
+  // frags and dst of a packet that needs nothing special, as one number; none is, if headers have to be converted.
+  const plain: u32 = hdr == dstHdr ? 1 | ((<u32>dst) << 8) : 0;
   let tail = load<u32>(kr, kring_hwtail);
   let space = rxSpace(load<u32>(kr, kring_hwcur), tail, n);
   let packets: u32 = 0;
   let bytes: u32 = 0;
   let full: u32 = 0;
   do {
+    // Plain packets, as far as there is room and the ring does not wrap.
+    const first = slotAt(ring, tail);
+    const stop = first + min(space, n - tail) * SLOT_BYTES;
+    let slot = first;
+    while (slot != stop && load<u16>(ft, nm_bdg_fwd_frags) == plain) {
+      const idx = slotIdx(loadSlot(slot));
+      const len: u32 = load<u16>(ft, nm_bdg_fwd_len);
+      if (!bufValid(idx, bufs) || len > bufSize) break;
+      const buf = base + idx * bufSize;
+      copyFrame(load<u32>(ft, nm_bdg_fwd_src), buf, len);
+      // What was checked is what arrives, whatever the sender does meanwhile.
+      if (hdr != 0) storeVnetHdr(buf, loadVnet(d, ft), hdr);
+      storeSlot(slot, len, 1 << NS_RFRAGS_SHIFT);
+      slot += SLOT_BYTES;
+      ft += nm_bdg_fwd_size;
+      bytes += len;
+      if (ft == end) break;
+    }
+    const done = slotsBetween(first, slot);
+    packets += done;
+    space -= done;
+    tail = tail + done == n ? 0 : tail + done;
+    if (ft == end || load<u8>(ft, nm_bdg_fwd_dst) != dst) break;
     const frags: u32 = load<u8>(ft, nm_bdg_fwd_frags);
     if (hdr != dstHdr) {
       const used = deliverOffload(d, kr, ft, tail, space, hdr, dstHdr);
@@ -284,40 +361,21 @@ function deliverRun(d: usize, kr: usize, ft: usize, end: usize, hdr: u32, dstHdr
       space -= used;
     } else if (frags > space) {
       full++;
-    } else if (frags == 1) {
-      const len: u32 = load<u16>(ft, nm_bdg_fwd_len);
-      const slot = slotAt(ring, tail);
-      const w = loadSlot(slot);
-      if (len > bufSize) {
-        bump(kr + kring_drop_dst, 1);
-      } else {
-        tail = tail + 1 == n ? 0 : tail + 1;
-        space--;
-        if (slotIdx(w) - NETMAP_FIRST_BUF < bufs - NETMAP_FIRST_BUF) {
-          const buf = base + slotIdx(w) * bufSize;
-          copyBuffer(load<u32>(ft, nm_bdg_fwd_src), buf, len);
-          // What was checked is what arrives, whatever the sender does meanwhile.
-          if (hdr != 0) storeVnetHdr(buf, loadVnet(d, ft), hdr);
-          storeSlot(slot, len, 1 << NS_RFRAGS_SHIFT);
-          packets++;
-          bytes += len;
-        } else {
-          storeSlot(slot, 0, 0);
-          bump(kr + kring_drop_dst, 1);
-        }
-      }
-    } else {
+    } else if (slot != stop || load<u16>(ft, nm_bdg_fwd_frags) != plain) {
       const used = deliverChain(d, kr, ft, frags, tail, hdr);
       tail = tail + used >= n ? tail + used - n : tail + used;
       space -= used;
+    } else {
+      continue;
     }
     ft += frags * nm_bdg_fwd_size;
-  } while (ft != end);
+  } while (ft != end && load<u8>(ft, nm_bdg_fwd_dst) == dst);
   store<u32>(kr, tail, kring_hwtail);
   bump(kr + kring_packets, packets);
   bump(kr + kring_slots, packets);
   bump(kr + kring_bytes, bytes);
   if (full != 0) bump(kr + kring_drop_full, full);
+  return ft;
 }
 
 /** End of a batch: tells every receiver of it. */
