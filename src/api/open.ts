@@ -1,7 +1,16 @@
 /** Opening ports: by name through a daemon, or on the device sockets of a virtual machine. */
 import type { OpenOptions } from '../abi/index.ts';
+import { PTNET_IO, PTNET_MDEV_IO, PTNETMAP_PCI_DEVICE_ID, PTNETMAP_PCI_NETIF_ID } from '../abi/index.ts';
 import type { PciDevice } from '../guest/index.ts';
-import { connectVfioUserPci, Memdev, PtnetDriver } from '../guest/index.ts';
+import {
+  connectVfioUserPci,
+  enableBusMaster,
+  findPci,
+  Memdev,
+  openPassivePci,
+  openPci,
+  PtnetDriver,
+} from '../guest/index.ts';
 import { closeFd, defaultRunDir, errno, SysError } from '../os/index.ts';
 import { controlRequest } from './control.ts';
 import { NetmapPort } from './port.ts';
@@ -17,20 +26,30 @@ export interface OpenPortOptions extends OpenOptions, DeviceOptions {
   readonly runDir?: string;
 }
 
+/** The ports of the virtual machine that this runs in. */
+const MACHINE_PORT = /^ptnet:(\d+)$/;
+
 /**
  * Opens a netmap port by name, e.g. "vale0:x": the daemon makes the port and removes it when the port is closed or the
- * process ends.
- * @throws SysError: no daemon, not permitted, a bad name, no room; the message says what to do
+ * process ends. In a virtual machine, "ptnet:0" is the first ptnet device on its PCI bus: no daemon is asked.
+ * @throws SysError: no daemon, no device, not permitted, a bad name, no room; the message says what to do
  */
 export async function openPort(name: string, options: OpenPortOptions = {}): Promise<NetmapPort> {
   const { runDir = defaultRunDir(), vnetHdr = false, ...rings } = options;
+  const index = MACHINE_PORT.exec(name)?.[1];
+  if (index !== undefined) {
+    if (Object.keys(rings).length > 0) {
+      throw new SysError(`${name}: the host has chosen its rings, this side cannot`, errno.EINVAL);
+    }
+    return openMachinePort(name, Number(index), vnetHdr);
+  }
   const { reply, connection, fds } = await controlRequest(runDir, { op: 'open', port: name, options: rings });
   const [memdev, ptnet] = fds;
   if (memdev === undefined || ptnet === undefined) {
     for (const fd of [connection, ...fds]) closeFd(fd);
     throw new SysError(`the daemon in ${runDir} sent ${fds.length} descriptors for port ${name}, not 2`, errno.EPROTO);
   }
-  return open(reply.port, memdev, ptnet, vnetHdr, () => closeFd(connection));
+  return openSockets(reply.port, memdev, ptnet, vnetHdr, () => closeFd(connection));
 }
 
 /**
@@ -44,28 +63,70 @@ export function openDevice(
   options: DeviceOptions = {},
 ): Promise<NetmapPort> {
   const name = typeof ptnet === 'string' ? ptnet : `fd ${ptnet}`;
-  return open(name, memdev, ptnet, options.vnetHdr ?? false, () => undefined);
+  return openSockets(name, memdev, ptnet, options.vnetHdr ?? false, () => undefined);
+}
+
+function openSockets(
+  name: string,
+  memdev: string | number,
+  ptnet: string | number,
+  vnetHdr: boolean,
+  release: () => void,
+): Promise<NetmapPort> {
+  const devices = {
+    memdev: () => connectVfioUserPci(memdev, `memdev of ${name}`),
+    ptnet: () => connectVfioUserPci(ptnet, `ptnet device of ${name}`),
+  };
+  return open(name, devices, vnetHdr, release);
+}
+
+/** Opens a device on this machine's own PCI bus, and the memdev of its region. */
+function openMachinePort(name: string, index: number, vnetHdr: boolean): Promise<NetmapPort> {
+  const found = findPci(PTNETMAP_PCI_NETIF_ID);
+  const folder = found[index];
+  if (folder === undefined) {
+    throw new SysError(`${name}: this machine has ${found.length} ptnet devices on its PCI bus`, errno.ENODEV);
+  }
+  const ptnet = openPci(folder);
+  return open(name, { memdev: () => findMemdev(ptnet), ptnet: async () => ptnet }, vnetHdr, () => ptnet.close());
+}
+
+/** The memdev whose region a ptnet device is in: a machine has one for each region. */
+async function findMemdev(ptnet: PciDevice): Promise<PciDevice> {
+  await enableBusMaster(ptnet);
+  const wanted = await ptnet.read32(PTNET_IO.HOSTMEMID);
+  for (const folder of findPci(PTNETMAP_PCI_DEVICE_ID)) {
+    const memdev = openPassivePci(folder);
+    if (((await memdev.read32(PTNET_MDEV_IO.MEMID)) & 0xffff) === wanted) return memdev;
+    await memdev.close();
+  }
+  throw new SysError(`${ptnet.what}: this machine has no memdev of its region (${wanted})`, errno.ENODEV);
+}
+
+/** How to reach the two devices of a port; both are closed with it. */
+interface Devices {
+  readonly memdev: () => Promise<PciDevice>;
+  readonly ptnet: () => Promise<PciDevice>;
 }
 
 async function open(
   name: string,
-  memdevSocket: string | number,
-  ptnetSocket: string | number,
+  devices: Devices,
   vnetHdr: boolean,
-  release: () => void,
+  release: () => void | Promise<void>,
 ): Promise<NetmapPort> {
   const undo: (() => void | Promise<void>)[] = [release];
   const unwind = async (): Promise<void> => {
     for (const step of undo.toReversed()) await step();
   };
-  const connect = async (socket: string | number, what: string): Promise<PciDevice> => {
-    const pci = await connectVfioUserPci(socket, `${what} of ${name}`);
+  const connect = async (device: () => Promise<PciDevice>): Promise<PciDevice> => {
+    const pci = await device();
     undo.push(() => pci.close());
     return pci;
   };
   try {
-    const memdevPci = await connect(memdevSocket, 'memdev');
-    const ptnetPci = await connect(ptnetSocket, 'ptnet device');
+    const memdevPci = await connect(devices.memdev);
+    const ptnetPci = await connect(devices.ptnet);
     const memdev = await Memdev.attach(memdevPci);
     undo.push(() => memdev.detach());
     const driver = await PtnetDriver.attach(ptnetPci, memdev, { vnetHdr });

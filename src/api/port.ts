@@ -129,7 +129,10 @@ export class NetmapPort {
         ready = this.#syncAll(events);
         const left = end - performance.now();
         if (ready !== 0 || left <= 0) return ready;
-        const n = this.#pollSet.poll(left === Number.POSITIVE_INFINITY ? -1 : Math.min(Math.ceil(left), MAX_INT));
+        const { pollMs } = this.#driver.pci;
+        const sleep = pollMs === undefined ? left : Math.min(left, pollMs);
+        const n = this.#pollSet.poll(sleep === Number.POSITIVE_INFINITY ? -1 : Math.min(Math.ceil(sleep), MAX_INT));
+        if (n === 0 && sleep < left) continue; // a device without interrupts
         if (n === 0) return this.#syncAll(events);
         this.#drain();
         if ((this.#pollSet.revents(HANGUP) & (POLLHUP | POLLERR)) !== 0) {
@@ -165,6 +168,8 @@ export class NetmapPort {
         wakeUp?.();
       }, timeoutMs);
     }
+    const { pollMs } = this.#driver.pci;
+    const look = pollMs === undefined ? undefined : setInterval(() => wakeUp?.(), pollMs);
     try {
       for (;;) {
         ready = this.#syncAll(events);
@@ -178,6 +183,7 @@ export class NetmapPort {
       }
     } finally {
       clearTimeout(timer);
+      clearInterval(look);
       signal?.removeEventListener('abort', onAbort);
       this.#unwant(events);
     }

@@ -257,8 +257,8 @@ async function allocCsb(pci: PciDevice, memdev: Memdev): Promise<Csb> {
   const dma = await pci.dmaAlloc(2 * CSB_PAGE_SIZE);
   let atok = -1;
   try {
-    atok = space.alloc(2 * CSB_PAGE_SIZE);
-    space.arena.mapFile(atok, 2 * CSB_PAGE_SIZE, dma.fd, dma.ofs);
+    atok = space.alloc(dma.bytes, dma.bytes);
+    space.arena.mapFile(atok, dma.bytes, dma.fd, dma.ofs);
     await writeCsbRegisters(pci, dma.iova, dma.iova + CSB_PAGE_SIZE);
   } catch (e) {
     if (atok >= 0) space.free(atok);

@@ -3,6 +3,7 @@ export * from './driver.ts';
 export * from './kring.ts';
 export * from './memdev.ts';
 export * from './pci.ts';
+export * from './pci-bus.ts';
 export * from './strict-guest.ts';
 export { StrictRing } from './strict-ring.ts';
 export * from './vfio-user-pci.ts';

@@ -13,7 +13,10 @@ export interface PciMemory {
   readonly bytes: number;
 }
 
-/** Memory of the driver's that the device can reach. `iova`: the address by which the device knows it. */
+/**
+ * Memory of the driver's that the device can reach. `iova`: the address by which the device knows it. It has to be mapped whole, at a
+ * multiple of its length.
+ */
 export interface DmaMemory extends PciMemory {
   readonly iova: number;
 }
@@ -33,7 +36,10 @@ export interface PciDevice {
   /** BAR1 as a file to map; the descriptor stays the transport's. @throws SysError if the device has no memory BAR */
   memoryBar(): Promise<PciMemory>;
 
-  /** Zeroed memory for the device to read and write. Lives until `dmaFree` or `close`. @param bytes page multiple */
+  /**
+   * Zeroed memory for the device to read and write. Lives until `dmaFree` or `close`.
+   * @param bytes a power of two, at least a page; it may get more
+   */
   dmaAlloc(bytes: number): Promise<DmaMemory>;
   dmaFree(memory: DmaMemory): Promise<void>;
 
@@ -54,6 +60,9 @@ export interface PciDevice {
   readonly hangupFd: number;
   /** Settles with the reason when the device is gone: its server died, broke the protocol, or `close` was called. */
   readonly gone: Promise<string>;
+
+  /** If the transport has no interrupts: how often the driver should look, in ms. */
+  readonly pollMs?: number;
 
   close(): Promise<void>;
 }
