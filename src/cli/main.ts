@@ -36,7 +36,7 @@ async function main(args: readonly string[]): Promise<number> {
   const debug = args.includes('--debug') || (process.env['PTNET_DEBUG'] ?? '') !== '';
   try {
     await program().parseAsync(args, { from: 'user' });
-    return 0;
+    return Number(process.exitCode ?? 0);
   } catch (e) {
     if (e instanceof CommanderError) return e.exitCode === 0 ? 0 : EXIT_USAGE; // it has printed its message
     process.stderr.write(errorText(e, debug));

@@ -69,7 +69,7 @@ function bindVfioPci(folder: string): void {
   if (checkNoDriver(folder) === 'vfio-pci') return;
   try {
     if (!existsSync(VFIO_DRIVER)) execFileSync('modprobe', ['vfio-pci'], { stdio: 'pipe' });
-    if (!existsSync('/dev/vfio/vfio')) execFileSync('modprobe', ['vfio_iommu_type1'], { stdio: 'pipe' });
+    if (!existsSync('/sys/module/vfio_iommu_type1')) execFileSync('modprobe', ['vfio_iommu_type1'], { stdio: 'pipe' });
     writeFileSync(join(folder, 'driver_override'), 'vfio-pci');
     writeFileSync('/sys/bus/pci/drivers_probe', basename(folder));
   } catch (e) {

@@ -145,7 +145,7 @@ export class SysfsPci implements PciDevice {
     if (this.#end === undefined) return;
     this.#end(`${this.what} was closed`);
     this.#end = undefined;
-    for (const memory of [...this.#dma.keys()]) await this.dmaFree(memory);
+    for (const memory of this.#dma.keys()) await this.dmaFree(memory);
     for (const fd of [this.#config, this.#registers, this.#memory]) if (fd >= 0) closeSync(fd);
   }
 

@@ -34,7 +34,9 @@ export interface QemuOptions {
   readonly memoryMiB?: number;
   readonly cpus?: number;
   /** The values of `-device`, in this order. */
-  readonly devices: readonly string[];
+  readonly devices?: readonly string[];
+  /** Memory, machine and devices as `ptnet vm --json` gives them, instead of the four above. */
+  readonly ptnetArgs?: readonly string[];
   readonly extraArgs?: readonly string[];
   /** Added to the kernel's command line. */
   readonly append?: string;
@@ -323,12 +325,12 @@ export class QemuGuest {
 }
 
 function qemuArguments(options: QemuOptions): string[] {
-  const { machine = 'pc', memoryMiB = 512, cpus = 1, devices, extraArgs = [], append = '' } = options;
+  const { machine = 'pc', memoryMiB = 512, cpus = 1, devices = [], ptnetArgs, extraArgs = [], append = '' } = options;
   const memory = `memory-backend-memfd,id=mem,size=${memoryMiB}M,share=on`;
   return [
     // Under TCG “max” costs nothing, and the default CPU has no SSE4.1, which WebAssembly's SIMD needs.
     ['-accel', 'tcg', '-cpu', 'max', '-nodefaults', '-display', 'none'],
-    ['-object', memory, '-machine', `${machine},memory-backend=mem`, '-smp', String(cpus)],
+    ['-smp', String(cpus), ...(ptnetArgs ?? ['-object', memory, '-machine', `${machine},memory-backend=mem`])],
     ['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],
     ['-chardev', 'socket,id=qmp,fd=3', '-qmp', 'chardev:qmp'],
     bootArguments(options, append),

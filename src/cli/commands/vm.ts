@@ -1,59 +1,69 @@
-/** `ptnet vm`: the QEMU arguments that give a virtual machine its ports (shared/abi.md 4, docs/host.md). */
+/** `ptnet vm`: the QEMU arguments that give a virtual machine its ports, and starting QEMU with them (docs/host.md). */
 import type { Command } from 'commander';
-import type { VmStatus } from '../../abi/index.ts';
+import type { DaemonStatus, VmStatus } from '../../abi/index.ts';
 import { defaultRunDir, listDaemon } from '../../api/index.ts';
 import { type CommonFlags, command } from '../command.ts';
 import { UsageError } from '../errors.ts';
+import { checkQemu, type MachineOptions, qemuArguments, readQemuArguments, runQemu } from '../qemu.ts';
 
 interface VmFlags extends CommonFlags {
   readonly qemu?: string;
-  readonly memory: string;
-  readonly machine: string;
+  readonly memory?: string;
+  readonly machine?: string;
+  readonly iommu?: boolean;
   readonly json?: boolean;
 }
 
-/** Milliseconds without an answer after which QEMU gives a device up; its default of 5 s breaks the link for good. */
-const MSG_TIMEOUT_MS = 60_000;
-
 export function vmCommand(): Command {
-  return command('vm', 'print the QEMU arguments that give a virtual machine its ports', [
-    ['ptnet vm fw', 'what to add to a QEMU 10.1 (or newer) command line'],
-    ['eval "$(ptnet vm fw --qemu qemu-system-x86_64 --memory 2G) -nographic -drive file=fw.qcow2"', 'start it'],
+  return command('vm', 'start QEMU with the ports of a virtual machine, or print the arguments for it', [
+    ['ptnet vm fw -- qemu-system-x86_64 -m 2G -nographic -drive file=fw.qcow2', 'start a machine (QEMU 10.1 or newer)'],
+    ['ptnet vm fw', 'only print what is to be added to a QEMU command line'],
+    ['ptnet vm fw --iommu -- qemu-system-x86_64 -m 1G …', 'for the TypeScript driver in the guest'],
     ['ptnet vm fw --json', 'as a JSON array, for programs'],
   ])
     .argument('<name>', 'the name given to ptnet host --vm, or in its configuration')
-    .option('--qemu <path>', 'put this program in front')
-    .option('--memory <size>', "the machine's memory, as QEMU writes it", '512M')
-    .option('--machine <type>', 'the machine type', 'pc')
+    .argument('[qemu...]', 'after "--": a QEMU command line to start')
+    .option('--qemu <path>', 'when printing: put this program in front')
+    .option('--memory <size>', "the machine's memory, as QEMU writes it (default: that of -m, else 512M)")
+    .option('--machine <type>', 'the machine type (default: that of -machine; q35 with --iommu, else pc)')
+    .option('--iommu', 'give the machine a virtual IOMMU, for drivers in the user space of the guest')
     .option('--json', 'print a JSON array of arguments')
-    .action(async (name: string, flags: VmFlags) => {
-      const { vms } = await listDaemon(flags.runDir ?? defaultRunDir());
-      const vm = vms.find((v) => v.name === name);
-      if (vm === undefined) {
-        const known = vms.length === 0 ? 'it serves none' : `it serves ${vms.map((v) => v.name).join(', ')}`;
-        throw new UsageError(`the daemon has no VM called "${name}": ${known} (see ptnet host --vm)`);
-      }
-      const args = [
-        ...(flags.qemu === undefined ? [] : [flags.qemu]),
-        ...qemuArguments(vm, flags.memory, flags.machine),
-      ];
-      process.stdout.write(flags.json ? `${JSON.stringify(args)}\n` : `${args.map(shellQuote).join(' ')}\n`);
-    });
+    .action(vm);
 }
 
-/** Guest memory that the daemon can map, then one vfio-user device per socket: memdev first. */
-export function qemuArguments(vm: VmStatus, memory: string, machine: string): string[] {
-  const args = [
-    '-object',
-    `memory-backend-memfd,id=mem,size=${memory},share=on`,
-    '-machine',
-    `${machine},memory-backend=mem`,
-  ];
-  for (const path of vm.sockets) {
-    const device = { driver: 'vfio-user-pci', socket: { type: 'unix', path }, 'x-msg-timeout': MSG_TIMEOUT_MS };
-    args.push('-device', JSON.stringify(device));
+async function vm(name: string, [program, ...given]: readonly string[], flags: VmFlags): Promise<void> {
+  const status = await listDaemon(flags.runDir ?? defaultRunDir());
+  const found = findVm(status, name);
+  const args = [...qemuArguments(found, machineOptions(flags, given)), ...given];
+  if (program === undefined) {
+    const line = [...(flags.qemu === undefined ? [] : [flags.qemu]), ...args];
+    process.stdout.write(flags.json ? `${JSON.stringify(line)}\n` : `${line.map(shellQuote).join(' ')}\n`);
+    return;
   }
-  return args;
+  const busy = status.domains.flatMap((d) => d.ports).find((p) => p.attached && found.ports.includes(p.name));
+  if (busy !== undefined) throw new Error(`VM ${name} runs already: somebody is connected to its port ${busy.name}`);
+  await checkQemu(program);
+  const end = await runQemu(program, args);
+  if (end.status !== 0) process.stderr.write(`ptnet: VM ${name}: ${end.text}\n`);
+  process.exitCode = end.status;
+}
+
+function findVm(status: DaemonStatus, name: string): VmStatus {
+  const { vms } = status;
+  const found = vms.find((v) => v.name === name);
+  if (found !== undefined) return found;
+  const known = vms.length === 0 ? 'it serves none' : `it serves ${vms.map((v) => v.name).join(', ')}`;
+  throw new UsageError(`the daemon has no VM called "${name}": ${known} (see ptnet host --vm)`);
+}
+
+function machineOptions(flags: VmFlags, given: readonly string[]): MachineOptions {
+  const { memory, machine, kvm } = readQemuArguments(given);
+  const iommu = flags.iommu ?? false;
+  const chosen = flags.machine ?? machine ?? (iommu ? 'q35' : 'pc');
+  if (iommu && !/^(?:pc-)?q35/.test(chosen)) {
+    throw new UsageError(`--iommu: machine type ${chosen} has no virtual IOMMU, use q35`);
+  }
+  return { memory: flags.memory ?? memory ?? '512M', machine: chosen, iommu, kvm };
 }
 
 /** A word as a POSIX shell reads it back. */

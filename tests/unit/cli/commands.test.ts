@@ -1,10 +1,14 @@
 import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import type { DaemonStatus } from '../../../src/abi/index.ts';
 import { listText } from '../../../src/cli/commands/list.ts';
-import { qemuArguments, shellQuote } from '../../../src/cli/commands/vm.ts';
+import { shellQuote } from '../../../src/cli/commands/vm.ts';
 import { type DemoResult, demoText } from '../../../src/cli/demo.ts';
 import { errorText, UsageError } from '../../../src/cli/errors.ts';
+import { checkQemu, qemuArguments, readQemuArguments, runQemu } from '../../../src/cli/qemu.ts';
 import { bytesText, durationText, table } from '../../../src/cli/table.ts';
 import { ConfigError } from '../../../src/host/config.ts';
 
@@ -15,7 +19,7 @@ test('vm: the arguments are those of abi.md 4, memdev first', () => {
     sockets: ['/r/vm/fw/memdev.sock', '/r/vm/fw/ptnet0.sock'],
     regionBytes: 1,
   };
-  assert.deepEqual(qemuArguments(vm, '512M', 'pc'), [
+  assert.deepEqual(qemuArguments(vm, { memory: '512M', machine: 'pc' }), [
     '-object',
     'memory-backend-memfd,id=mem,size=512M,share=on',
     '-machine',
@@ -25,6 +29,49 @@ test('vm: the arguments are those of abi.md 4, memdev first', () => {
     '-device',
     '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"/r/vm/fw/ptnet0.sock"},"x-msg-timeout":60000}',
   ]);
+});
+
+test('vm --iommu: the IOMMU stands before the devices; KVM leaves the interrupts to QEMU', () => {
+  const vm = { name: 'fw', ports: ['vale0:a'], sockets: ['/r/m.sock'], regionBytes: 1 };
+  const args = (kvm: boolean): string =>
+    qemuArguments(vm, { memory: '1G', machine: 'q35', iommu: true, kvm }).join(' ');
+  assert.match(args(false), /-machine q35,memory-backend=mem -device intel-iommu,caching-mode=on -device \{/);
+  assert.match(args(true), /-machine q35,memory-backend=mem,kernel-irqchip=split /);
+});
+
+test('vm: memory, machine and KVM are taken from the QEMU command line', () => {
+  const read = (line: string): unknown => readQemuArguments(line.split(' '));
+  assert.deepEqual(read('-nographic'), { kvm: false });
+  assert.deepEqual(read('-m 2G -M q35'), { memory: '2G', machine: 'q35', kvm: false });
+  assert.deepEqual(read('--m size=1024,slots=2 -machine type=pc-q35-9.0,accel=kvm:tcg'), {
+    memory: '1024M',
+    machine: 'pc-q35-9.0',
+    kvm: true,
+  });
+  assert.deepEqual(read('-enable-kvm -machine usb=off'), { kvm: true });
+  assert.deepEqual(read('-accel kvm -m'), { kvm: true });
+});
+
+test('vm: a QEMU that will not do is named with its version', async () => {
+  const dir = mkdtempSync(join(tmpdir(), 'ptnet-qemu-'));
+  const fake = (name: string, script: string): string => {
+    writeFileSync(join(dir, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+    return join(dir, name);
+  };
+  try {
+    const old = fake('old', 'echo "QEMU emulator version 10.0.2 (Debian)"');
+    await assert.rejects(checkQemu(old), /old is QEMU 10\.0\.2: ptnet needs 10\.1 or newer/);
+    const bare = fake('bare', 'echo "QEMU emulator version 11.1.3"');
+    await assert.rejects(checkQemu(bare), /is QEMU 11\.1\.3, but built without the device vfio-user-pci/);
+    await assert.rejects(checkQemu(fake('cat', 'echo meow')), /is not QEMU: --version says "meow"/);
+    await assert.rejects(checkQemu(join(dir, 'none')), /cannot start .*none: there is no such program/);
+    const good = fake('good', 'echo "QEMU emulator version 10.1.0"; echo "name \\"vfio-user-pci\\", bus PCI"');
+    await checkQemu(good);
+    assert.deepEqual(await runQemu(fake('three', 'exit 3'), []), { status: 3, text: 'QEMU ended with status 3' });
+    assert.deepEqual(await runQemu(fake('die', 'kill -9 $$'), []), { status: 137, text: 'QEMU was ended by SIGKILL' });
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
 });
 
 test('words are quoted for the shell', () => {

@@ -1,0 +1,39 @@
+// Virtual machines for the tests: images with ptnet in them, and starting one with the arguments of `ptnet vm`.
+
+import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { ptnet, root } from './ptnet.ts';
+import { type GuestImage, QemuGuest, type QemuOptions } from './qemu.ts';
+
+const execute = promisify(execFile);
+
+/** What `ptnet pkt-gen` needs of this checkout, and where it is in the guest. */
+const APP = ['dist/src', 'package.json', 'node_modules/commander', 'node_modules/koffi', 'node_modules/@koromix'];
+
+/** An image with Node and ptnet: `ptnet` is a command in it. @param folder where the initrd is put */
+export async function imageWithPtnet(folder: string): Promise<GuestImage> {
+  const add = APP.filter((path) => existsSync(join(root, path))).map((path) => `${join(root, path)}=/app/${path}`);
+  add.push(`${join(root, 'tests/e2e/guest/ptnet')}=/bin/ptnet`);
+  const args = ['--with-node', ...add.flatMap((a) => ['--add', a]), '--out', join(folder, 'initrd.cpio')];
+  const [qemu, guest] = await Promise.all([
+    execute(join(root, 'tools/get-qemu')),
+    execute(join(root, 'tools/get-guest'), args),
+  ]);
+  const { kernel, initrd } = JSON.parse(guest.stdout) as { kernel: string; initrd: string };
+  return { qemu: qemu.stdout.trim(), kernel, initrd };
+}
+
+/** Starts a machine with its ports, as `ptnet vm NAME` says. @param flags of ptnet vm */
+export async function startMachine(
+  runDir: string,
+  vm: string,
+  image: GuestImage,
+  flags: readonly string[] = [],
+  options: Partial<QemuOptions> = {},
+): Promise<QemuGuest> {
+  const { code, stdout, stderr } = await ptnet(['vm', vm, '--run-dir', runDir, '--json', ...flags]);
+  if (code !== 0) throw new Error(`ptnet vm ${vm}: ${stderr}`);
+  return QemuGuest.start({ ...image, ...options, ptnetArgs: JSON.parse(stdout) as string[] });
+}
