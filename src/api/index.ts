@@ -18,4 +18,5 @@ export { defaultRunDir, SysError } from '../os/index.ts';
 export { controlRequest, listDaemon, stopDaemon } from './control.ts';
 export { type DeviceOptions, type OpenPortOptions, openDevice, openPort } from './open.ts';
 export { NetmapPort, POLLIN, POLLOUT, type WaitOptions } from './port.ts';
+export { PortSet } from './port-set.ts';
 export { NetmapRing } from './ring.ts';

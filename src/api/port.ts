@@ -23,6 +23,19 @@ const TX = 0;
 const RX = 1;
 const HANGUP = 2;
 
+/** poll(2) of one port in its parts, for PortSet (port-set.ts). */
+export interface PollParts {
+  /** Descriptors: interrupts of tx rings, of rx rings, the end of the daemon. */
+  readonly fds: readonly [number, number, number];
+  /** Syncs as poll does; returns those of `events` that hold. @throws SysError ENODEV */
+  readonly sync: (events: number) => number;
+  /** Interrupts on, and off again. */
+  readonly want: (events: number) => void;
+  readonly unwant: (events: number) => void;
+  /** To be called with what poll(2) said of each descriptor. @throws SysError ENODEV when the daemon is gone */
+  readonly drain: (tx: number, rx: number, hangup: number) => void;
+}
+
 export class NetmapPort {
   /** The name it was opened by, e.g. "vale0:x". */
   readonly name: string;
@@ -38,6 +51,10 @@ export class NetmapPort {
   readonly bufSize: number;
   /** Bytes of the VirtIO network header that every frame begins with (0: none). */
   readonly vnetHdrLen: number;
+  /** Number of the memory region (nr_mem_id): ports of one daemon with the same one can exchange buffers. */
+  readonly memId: number;
+  /** Not for applications: see PortSet. */
+  readonly pollParts: PollParts;
   readonly #driver: PtnetDriver;
   readonly #tx: readonly GuestKring[];
   readonly #rx: readonly GuestKring[];
@@ -64,6 +81,7 @@ export class NetmapPort {
     this.nifp = driver.nifp;
     this.bufSize = memdev.bufPool.objsz;
     this.vnetHdrLen = driver.vnetHdrLen;
+    this.memId = memdev.memId;
     this.#driver = driver;
     this.#tx = driver.txRings;
     this.#rx = driver.rxRings;
@@ -74,11 +92,15 @@ export class NetmapPort {
       new NetmapRing(kring, this.bufSize, this.#buffers, memdev.bufPool.objnum);
     this.txRings = driver.txRings.map(ring);
     this.rxRings = driver.rxRings.map(ring);
-    this.#pollSet = new PollSet([
-      { fd: driver.txEventfd, events: POLLIN },
-      { fd: driver.rxEventfd, events: POLLIN },
-      { fd: driver.pci.hangupFd, events: 0 },
-    ]);
+    const fds = [driver.txEventfd, driver.rxEventfd, driver.pci.hangupFd] as const;
+    this.#pollSet = new PollSet(fds.map((fd, i) => ({ fd, events: i === HANGUP ? 0 : POLLIN })));
+    this.pollParts = {
+      fds,
+      sync: (events) => this.#syncAll(events),
+      want: (events) => this.#want(events),
+      unwant: (events) => this.#unwant(events),
+      drain: (tx, rx, hangup) => this.#drain(tx, rx, hangup),
+    };
     void this.#followGone();
   }
 
@@ -134,12 +156,7 @@ export class NetmapPort {
         const n = this.#pollSet.poll(sleep === Number.POSITIVE_INFINITY ? -1 : Math.min(Math.ceil(sleep), MAX_INT));
         if (n === 0 && sleep < left) continue; // a device without interrupts
         if (n === 0) return this.#syncAll(events);
-        this.#drain();
-        if ((this.#pollSet.revents(HANGUP) & (POLLHUP | POLLERR)) !== 0) {
-          this.#gone ??= 'it ended the connection';
-          this.#wake();
-          this.#throwGone();
-        }
+        this.#drain(this.#pollSet.revents(TX), this.#pollSet.revents(RX), this.#pollSet.revents(HANGUP));
       }
     } finally {
       this.#unwant(events);
@@ -244,10 +261,13 @@ export class NetmapPort {
   }
 
   /** Clears interrupts that poll(2) reported; pending waits look for themselves. */
-  #drain(): void {
-    if ((this.#pollSet.revents(TX) & POLLIN) !== 0) eventfdRead(this.#driver.txEventfd);
-    if ((this.#pollSet.revents(RX) & POLLIN) !== 0) eventfdRead(this.#driver.rxEventfd);
+  #drain(tx: number, rx: number, hangup: number): void {
+    if ((tx & POLLIN) !== 0) eventfdRead(this.#driver.txEventfd);
+    if ((rx & POLLIN) !== 0) eventfdRead(this.#driver.rxEventfd);
+    const gone = (hangup & (POLLHUP | POLLERR)) !== 0;
+    if (gone) this.#gone ??= 'it ended the connection';
     this.#wake();
+    if (gone) this.#throwGone();
   }
 
   #wake(): void {

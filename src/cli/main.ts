@@ -1,8 +1,10 @@
 /** The `ptnet` command: finds the subcommand, runs it, turns what goes wrong into one line and an exit status. */
 import { Command, CommanderError } from 'commander';
 import { demoCommand } from './commands/demo.ts';
+import { bridgeCommand } from './commands/bridge.ts';
 import { hostCommand } from './commands/host.ts';
 import { listCommand } from './commands/list.ts';
+import { nmreplayCommand } from './commands/nmreplay.ts';
 import { pktGenCommand } from './commands/pkt-gen.ts';
 import { stopCommand } from './commands/stop.ts';
 import { vmCommand } from './commands/vm.ts';
@@ -14,7 +16,16 @@ function program(): Command {
     .description('netmap passthrough: netmap ports for virtual machines and processes, in user space')
     .version(VERSION)
     .showSuggestionAfterError();
-  for (const c of [hostCommand(), listCommand(), pktGenCommand(), vmCommand(), stopCommand(), demoCommand()]) {
+  for (const c of [
+    hostCommand(),
+    listCommand(),
+    pktGenCommand(),
+    bridgeCommand(),
+    nmreplayCommand(),
+    vmCommand(),
+    stopCommand(),
+    demoCommand(),
+  ]) {
     ptnet.addCommand(c);
   }
   for (const c of [ptnet, ...ptnet.commands]) {

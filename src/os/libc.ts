@@ -56,6 +56,7 @@ export const libc = {
   recvmsg: fn<(fd: N, msg: N, flags: N) => N>('recvmsg', ['int', 'size_t', 'int'], 'long'),
   ioctl: fn<(fd: N, request: N, argument: N) => N>('ioctl', ['int', 'ulong', 'size_t']),
   flock: fn<(fd: N, op: N) => N>('flock', ['int', 'int']),
+  sched_setaffinity: fn<(pid: N, bytes: N, mask: N) => N>('sched_setaffinity', ['int', 'size_t', 'size_t']),
   sched_yield: fn<() => N>('sched_yield', []),
   _exit: fn<(status: N) => N>('_exit', ['int']),
 };

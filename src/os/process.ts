@@ -1,6 +1,6 @@
 /** The process itself: ending it without waiting, locks on files, giving up the processor. */
 import { errno, SysError } from './errno.ts';
-import { lastErrno, libc } from './libc.ts';
+import { check, lastErrno, libc, scratch } from './libc.ts';
 
 const LOCK_EX = 2;
 const LOCK_NB = 4;
@@ -25,4 +25,11 @@ export function tryLock(fd: number): boolean {
 /** Gives the processor to another runnable thread, if there is one. */
 export function yieldCpu(): void {
   libc.sched_yield();
+}
+
+/** Pins the calling thread to one CPU, 0 to 1023. @throws SysError EINVAL: this process may not use such a CPU */
+export function pinThread(cpu: number): void {
+  const mask = scratch(128);
+  mask.u8[cpu >>> 3] = 1 << (cpu & 7);
+  check(libc.sched_setaffinity(0, 128, mask.address), `pin a thread to CPU ${cpu}`);
 }

@@ -3,7 +3,9 @@ import { setTimeout } from 'node:timers/promises';
 import type { Command } from 'commander';
 import { openPort } from '../../api/index.ts';
 import { type CommonFlags, collect, command } from '../command.ts';
-import { Frame } from '../pkt-gen/frame.ts';
+import { Frame, type Packet, RawPacket } from '../pkt-gen/frame.ts';
+import { CaptureError, CaptureReader } from '../pcap/reader.ts';
+import { errno, pinThread, SysError } from '../../os/index.ts';
 import { FUNCTIONS, type Job, type PktGenFlags, parseJob } from '../pkt-gen/options.ts';
 import { pingLoop, pongLoop } from '../pkt-gen/ping-pong.ts';
 import { makeResult, type PktGenResult, summary } from '../pkt-gen/report.ts';
@@ -42,6 +44,18 @@ export function pktGenCommand(): Command {
     .option('-F <frags>', 'slots of a packet (NS_MOREFRAG), 1 to 63')
     .option('-M <bytes>', "with -F: most bytes of a slot (default: the buffer's size)")
     .option('-C <tx_slots[,rx_slots[,tx_rings[,rx_rings]]]>', 'slots and rings of the port')
+    .option('-4', 'IPv4 addresses (the default)')
+    .option('-6', 'IPv6 addresses')
+    .option('-z', 'tx: random source addresses and ports')
+    .option('-Z', 'tx: random destination addresses and ports')
+    .option('-P <file>', 'tx: send the first packet of a capture, pcap or pcapng; - is stdin')
+    .option('-r', 'tx: send what is in the buffers, without writing packets')
+    .option('-H <bytes>', 'an empty VirtIO network header in front of each packet: 0 or 12 (default: 0)')
+    .option('-I', 'indirect buffers: refused')
+    .option('-p <threads>', 'threads, each on a ring of its own (default: 1, for all rings)')
+    .option('-a <cpu>', 'pin the first thread to a CPU, more threads to the next ones')
+    .option('-c <cpus>', 'with -a: how many CPUs to use (default: 0, all from that one on)')
+    .option('-A', 'mean and standard deviation of the rate in each report')
     .option('-N', 'do not shorten numbers to K, M, G')
     .option('-B', 'count CRC and framing (24 bytes a packet) in the bandwidth')
     .option('-v', 'say more')
@@ -53,8 +67,10 @@ const log = (text: string): void => void process.stderr.write(text);
 
 async function pktGen(flags: PktGenFlags & CommonFlags): Promise<void> {
   const job = parseJob(flags);
+  if (job.cpu >= 0) pinThread(job.cpu);
   const port = await openPort(job.port, {
     ...job.rings,
+    vnetHdr: job.vnetHdrLen > 0,
     ...(flags.runDir === undefined ? {} : { runDir: flags.runDir }),
   });
   let result: PktGenResult;
@@ -66,6 +82,9 @@ async function pktGen(flags: PktGenFlags & CommonFlags): Promise<void> {
   };
   process.on('SIGINT', cancel).on('SIGTERM', cancel);
   try {
+    if (port.vnetHdrLen !== job.vnetHdrLen) {
+      throw new SysError(`-H ${job.vnetHdrLen}: port ${job.port} grants ${port.vnetHdrLen} bytes`, errno.ENOTSUP);
+    }
     introduce(job, port, job.json ? log : (text) => void process.stdout.write(text));
     if (job.waitSeconds > 0) await setTimeout(job.waitSeconds * 1000);
     result = await runJob(port, run);
@@ -76,26 +95,44 @@ async function pktGen(flags: PktGenFlags & CommonFlags): Promise<void> {
   process.stdout.write(job.json ? `${JSON.stringify(result)}\n` : summary(job, result));
 }
 
+/** The first packet of a capture. */
+function packetOf(file: string): Uint8Array {
+  const reader = new CaptureReader(file);
+  try {
+    if (!reader.next()) throw new CaptureError(`${file} has no packets`);
+    return reader.data.slice();
+  } finally {
+    reader.close();
+  }
+}
+
 /** Runs a job on a port to its end. */
 export async function runJob(port: PktPort, run: Run): Promise<PktGenResult> {
   const { job, counters } = run;
-  const frame = new Frame({
-    size: job.size,
-    srcMac: job.srcMac ?? port.mac.split(':').map((b) => Number.parseInt(b, 16)),
-    dstMac: job.dstMac,
-    src: job.src,
-    dst: job.dst,
-    udpChecksum: job.func !== 'ping', // its payload changes in the buffer
-  });
+  const makeFrame = (): Frame =>
+    new Frame({
+      size: job.size,
+      srcMac: job.srcMac ?? port.mac.split(':').map((b) => Number.parseInt(b, 16)),
+      dstMac: job.dstMac,
+      src: job.src,
+      dst: job.dst,
+      udpChecksum: job.func !== 'ping', // its payload changes in the buffer
+      randomSrc: job.randomSrc,
+      randomDst: job.randomDst,
+      vnetHdrLen: job.vnetHdrLen,
+    });
   switch (job.func) {
-    case 'tx':
-      await txLoop(port, run, frame);
+    case 'tx': {
+      const { packetFile, vnetHdrLen } = job;
+      const packet: Packet = packetFile === undefined ? makeFrame() : new RawPacket(packetOf(packetFile), vnetHdrLen);
+      await txLoop(port, run, packet);
       return makeResult(job, port.mac, counters);
+    }
     case 'rx':
       await rxLoop(port, run);
       return makeResult(job, port.mac, counters);
     case 'ping':
-      return makeResult(job, port.mac, counters, await pingLoop(port, run, frame));
+      return makeResult(job, port.mac, counters, await pingLoop(port, run, makeFrame()));
     case 'pong':
       await pongLoop(port, run);
       return makeResult(job, port.mac, counters);

@@ -3,7 +3,9 @@
  * names the option and what is allowed.
  */
 import { UsageError } from '../errors.ts';
-import { type IpRange, MAX_FRAME, MIN_FRAME, PAYLOAD_OFS } from './frame.ts';
+import { whole } from '../numbers.ts';
+import { ipv4Range, ipv6Range } from './addresses.ts';
+import { type IpRange, MAX_FRAME, MIN_FRAME, MIN_FRAME6, PAYLOAD_OFS } from './frame.ts';
 
 export const FUNCTIONS = ['tx', 'rx', 'ping', 'pong'] as const;
 export type PktGenFunction = (typeof FUNCTIONS)[number];
@@ -25,6 +27,18 @@ export interface PktGenFlags {
   F?: string;
   M?: string;
   C?: string;
+  H?: string;
+  P?: string;
+  a?: string;
+  c?: string;
+  p?: string;
+  4?: boolean;
+  6?: boolean;
+  z?: boolean;
+  Z?: boolean;
+  r?: boolean;
+  A?: boolean;
+  I?: boolean;
   X?: boolean;
   W?: boolean;
   N?: boolean;
@@ -57,6 +71,21 @@ export interface Job {
   readonly frags: number;
   /** Bytes of a fragment, if smaller than `size / frags`; 0: the buffer's size. */
   readonly fragSize: number;
+  /** A capture whose first packet is sent. */
+  readonly packetFile: string | undefined;
+  readonly randomSrc: boolean;
+  readonly randomDst: boolean;
+  /** tx: whatever is in the buffers. */
+  readonly rubbish: boolean;
+  /** Bytes of the VirtIO network header, 0 or 12. */
+  readonly vnetHdrLen: number;
+  /** Mean and deviation of the rate in each report. */
+  readonly rateStats: boolean;
+  readonly threads: number;
+  /** CPU of the first thread; -1: wherever the system likes. */
+  readonly cpu: number;
+  /** How many CPUs, from `cpu` on, threads are pinned to. */
+  readonly cpus: number;
   readonly rings: { txSlots?: number; rxSlots?: number; txRings?: number; rxRings?: number };
   readonly dump: boolean;
   /** rx: end after a second without packets. */
@@ -80,8 +109,18 @@ export function parseJob(flags: PktGenFlags): Job {
   if (func === undefined) throw new UsageError(`-f ${flags.f}: must be one of ${FUNCTIONS.join(', ')}`);
   const [largest = '60', smallest, more] = flags.l ?? [];
   if (more !== undefined) throw new UsageError('-l: give it once, or twice for random sizes');
-  const minSize = func === 'ping' ? PAYLOAD_OFS + PING_PAYLOAD : MIN_FRAME;
-  const size = whole('-l', largest, minSize, MAX_FRAME);
+  if (flags[4] && flags[6]) throw new UsageError('-4 and -6 exclude each other');
+  const v6 = flags[6] ?? false;
+  if (v6 && (func === 'ping' || func === 'pong')) throw new UsageError(`-6: ${func} has IPv4 only`);
+  if (flags.I) {
+    throw new UsageError(
+      '-I: indirect buffers are memory outside the region, which a port never follows; leave it out',
+    );
+  }
+  if (flags.P !== undefined) excludedByFile(flags);
+  const minSize = func === 'ping' ? PAYLOAD_OFS + PING_PAYLOAD : v6 ? MIN_FRAME6 : MIN_FRAME;
+  const range = v6 ? ipv6Range : ipv4Range;
+  const size = whole('-l', flags.l === undefined && v6 ? '62' : largest, minSize, MAX_FRAME);
   const rate = whole('-R', flags.R ?? '0', 0, 1e9);
   const frags = whole('-F', flags.F ?? '1', 1, 63);
   if (smallest !== undefined && frags > 1) throw new UsageError('-l twice (random sizes) and -F exclude each other');
@@ -92,8 +131,8 @@ export function parseJob(flags: PktGenFlags): Job {
     size,
     minSize: smallest === undefined ? 0 : whole('-l (second)', smallest, minSize, size - 1),
     burst: burst(flags.b, func, rate),
-    src: ipRange('-s', flags.s ?? '10.0.0.1'),
-    dst: ipRange('-d', flags.d ?? '10.1.0.1'),
+    src: range('-s', flags.s ?? (v6 ? 'fd00::1' : '10.0.0.1')),
+    dst: range('-d', flags.d ?? (v6 ? 'fd00::1:1' : '10.1.0.1')),
     srcMac: flags.S === undefined ? undefined : mac('-S', flags.S),
     dstMac: flags.D === undefined ? BROADCAST : mac('-D', flags.D),
     reportMs: whole('-T', flags.T ?? '1000', 10, 3_600_000),
@@ -101,6 +140,15 @@ export function parseJob(flags: PktGenFlags): Job {
     rate,
     frags,
     fragSize: flags.M === undefined ? 0 : whole('-M', flags.M, 1, MAX_FRAME),
+    packetFile: flags.P,
+    randomSrc: flags.z ?? false,
+    randomDst: flags.Z ?? false,
+    rubbish: flags.r ?? false,
+    vnetHdrLen: vnetHdrLen(flags.H, func),
+    rateStats: flags.A ?? false,
+    threads: whole('-p', flags.p ?? '1', 1, 16),
+    cpu: flags.a === undefined ? -1 : whole('-a', flags.a, 0, 1023),
+    cpus: whole('-c', flags.c ?? '0', 0, 1024),
     rings: rings(flags.C),
     dump: flags.X ?? false,
     endOnSilence: flags.W ?? false,
@@ -111,10 +159,21 @@ export function parseJob(flags: PktGenFlags): Job {
   };
 }
 
-function whole(option: string, text: string, min: number, max: number): number {
-  const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
-  if (value >= min && value <= max) return value;
-  throw new UsageError(`${option} ${text}: must be a whole number from ${min} to ${max}`);
+/** What makes no sense for a packet that comes from a file. */
+function excludedByFile(flags: PktGenFlags): void {
+  if (flags.f !== 'tx') throw new UsageError('-P FILE is for -f tx');
+  const letters = ['l', 's', 'd', 'S', 'D', 'z', 'Z', '4', '6', 'r'] as const;
+  const given = letters.find((letter) => flags[letter as keyof PktGenFlags] !== undefined);
+  if (given !== undefined) throw new UsageError(`-${given} and -P exclude each other: the packet is the file's`);
+}
+
+function vnetHdrLen(text: string | undefined, func: PktGenFunction): number {
+  const bytes = whole('-H', text ?? '0', 0, 12);
+  if (bytes === 0) return 0;
+  if (bytes !== 12)
+    throw new UsageError(`-H ${text}: must be 0 or 12: a ptnet driver knows the VirtIO header of 12 bytes`);
+  if (func === 'ping' || func === 'pong') throw new UsageError('-H is for tx and rx');
+  return bytes;
 }
 
 /** With a rate, bursts are shortened so that some are sent every second (as pkt-gen does: a 300th of the rate). */
@@ -127,31 +186,6 @@ function mac(option: string, text: string): number[] {
   const bytes = text.split(':').map((b) => (/^[0-9a-f]{1,2}$/i.test(b) ? Number.parseInt(b, 16) : Number.NaN));
   if (bytes.length === 6 && !bytes.some(Number.isNaN)) return bytes;
   throw new UsageError(`${option} ${text}: must be an Ethernet address, e.g. 02:00:00:00:00:01`);
-}
-
-/** `ip[:port[-ip:port]]`; the ends may be given in any order. */
-function ipRange(option: string, text: string): IpRange {
-  const ends = text.split('-').map((end) => {
-    const [address = '', port = '1234', more] = end.split(':');
-    const bytes = address.split('.').map((b) => (/^\d{1,3}$/.test(b) && Number(b) < 256 ? Number(b) : Number.NaN));
-    const portOk = /^\d+$/.test(port) && Number(port) < 65536;
-    if (bytes.length !== 4 || bytes.some(Number.isNaN) || !portOk || more !== undefined) {
-      throw new UsageError(`${option} ${text}: must be IP[:PORT[-IP:PORT]], e.g. 10.0.0.1:1000-10.0.0.9:2000`);
-    }
-    return { ip: bytes.reduce((sum, b) => sum * 256 + b, 0), port: end.includes(':') ? Number(port) : undefined };
-  });
-  const [a, b = a, more] = ends;
-  if (a === undefined || b === undefined || more !== undefined) {
-    throw new UsageError(`${option} ${text}: must be one address or two with "-" between them`);
-  }
-  const portA = a.port ?? 1234;
-  const portB = b.port ?? portA;
-  return {
-    ip0: Math.min(a.ip, b.ip),
-    ip1: Math.max(a.ip, b.ip),
-    port0: Math.min(portA, portB),
-    port1: Math.max(portA, portB),
-  };
 }
 
 /** `tx_slots[,rx_slots[,tx_rings[,rx_rings]]]`; 0 or nothing is the default; one number is for both directions. */

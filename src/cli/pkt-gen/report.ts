@@ -5,6 +5,9 @@
 import type { Job } from './options.ts';
 import type { RttHistogram } from './rtt.ts';
 
+/** Reports over which -A looks back. */
+const RATE_WINDOW = 15;
+
 /** Counted by a loop, once a batch. */
 export class Counters {
   pkts = 0;
@@ -38,6 +41,20 @@ function stamp(who: string, n: number): string {
   return `${seconds}.${String(us % 1e6).padStart(6, '0')} ${who} [${String(n).padStart(4, '0')}]`;
 }
 
+/** -A: mean and standard deviation of the last rates that were not 0, as pkt-gen writes them. */
+class RateWindow {
+  readonly #rates: number[] = [];
+
+  add(rate: number, normalize: boolean): string {
+    if (rate > 0) this.#rates.push(rate);
+    if (this.#rates.length > RATE_WINDOW) this.#rates.shift();
+    const n = Math.max(1, this.#rates.length);
+    const mean = this.#rates.reduce((sum, r) => sum + r, 0) / n;
+    const deviation = Math.sqrt(this.#rates.reduce((sum, r) => sum + (r - mean) ** 2, 0) / n);
+    return `[avg/std ${norm(mean, normalize)}/${norm(deviation, normalize)} pps]`;
+  }
+}
+
 /** Prints a line per interval, from the difference of counters. */
 export class IntervalReport {
   readonly #job: Job;
@@ -47,6 +64,7 @@ export class IntervalReport {
   #pkts = 0;
   #bytes = 0;
   #events = 0;
+  readonly #window = new RateWindow();
 
   constructor(job: Job, print: (text: string) => void, now: number) {
     this.#job = job;
@@ -69,8 +87,9 @@ export class IntervalReport {
     const bps = norm((1e6 * (bytes * 8 + pkts * framingBits)) / usec, normalize);
     const batch = (events > 0 ? pkts / events : 0).toFixed(2);
     this.#lines += 1;
+    const stats = this.#job.rateStats ? this.#window.add((pkts * 1e6) / usec, normalize) : '';
     this.#print(
-      `${stamp('main_thread', this.#lines)} ${pps}pps (${norm(pkts, normalize)}pkts ${bps}bps in ${usec} usec) ` +
+      `${stamp('main_thread', this.#lines)} ${pps}pps ${stats}(${norm(pkts, normalize)}pkts ${bps}bps in ${usec} usec) ` +
         `${batch} avg_batch ${c.minSpace} min_space\n`,
     );
     this.#at = now;

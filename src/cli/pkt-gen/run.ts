@@ -19,6 +19,7 @@ export type PktRing = Pick<
   | 'space'
   | 'next'
   | 'bufIdx'
+  | 'setBufIdx'
   | 'len'
   | 'setLen'
   | 'flags'

@@ -3,7 +3,7 @@
  * packet there is a slot to write or read, and nothing is allocated.
  */
 import { NS_BUF_CHANGED, NS_MOREFRAG, POLLIN, POLLOUT } from '../../api/index.ts';
-import type { Frame } from './frame.ts';
+import type { Packet } from './frame.ts';
 import { dumpSlot, type PktPort, type PktRing, type Run } from './run.ts';
 
 /** How long a packet's slots are: the first `frags - 1` have `fragSize` bytes, the last has the rest. */
@@ -15,17 +15,18 @@ interface Pieces {
 }
 
 /** Cuts a packet as pkt-gen does: in `-F` pieces, more if they would be longer than `-M` or a buffer. */
-function cut(frame: Frame, wanted: number, fragSize: number, bufSize: number): Pieces {
+function cut(frame: Packet, wanted: number, fragSize: number, bufSize: number): Pieces {
   const longest = fragSize > 0 ? Math.min(fragSize, bufSize) : bufSize;
   let frags = wanted;
-  let piece = Math.floor(frame.size / wanted);
-  if (Math.ceil(frame.size / wanted) > longest || piece === 0) {
+  const { slotLen } = frame;
+  let piece = Math.floor(slotLen / wanted);
+  if (Math.ceil(slotLen / wanted) > longest || piece === 0) {
     piece = longest;
-    frags = Math.ceil(frame.size / piece);
+    frags = Math.ceil(slotLen / piece);
   }
-  if (frags === 1) return { frags, fragSize: frame.size, bytes: [] };
+  if (frags === 1) return { frags, fragSize: slotLen, bytes: [] };
   const bytes = Array.from({ length: frags }, (_, i) =>
-    frame.bytes.subarray(i * piece, i === frags - 1 ? frame.size : (i + 1) * piece),
+    frame.bytes.subarray(i * piece, i === frags - 1 ? slotLen : (i + 1) * piece),
   );
   return { frags, fragSize: piece, bytes };
 }
@@ -37,7 +38,7 @@ function cut(frame: Frame, wanted: number, fragSize: number, bufSize: number): P
 function sendPackets(
   port: PktPort,
   ring: PktRing,
-  frame: Frame,
+  frame: Packet,
   pieces: Pieces,
   limit: number,
   changing: boolean,
@@ -45,7 +46,7 @@ function sendPackets(
 ): number {
   const { m } = port;
   const { frags } = pieces;
-  const size = frame.size;
+  const size = frame.slotLen;
   let head = ring.head;
   let space = ring.space();
   let sent = 0;
@@ -81,15 +82,17 @@ function sendPackets(
 }
 
 /** Sends until the count is reached or the run is cancelled, then waits until the host has taken everything. */
-export async function txLoop(port: PktPort, run: Run, frame: Frame): Promise<void> {
+export async function txLoop(port: PktPort, run: Run, frame: Packet): Promise<void> {
   const { job, counters } = run;
   const { burst, rate, minSize, size, dump } = job;
   const pieces = cut(frame, job.frags, job.fragSize, port.bufSize);
   if (minSize > 0 && pieces.frags > 1)
     throw new Error(`-l ${size}: random sizes have to fit a buffer (${port.bufSize})`);
   const ranges = [job.src, job.dst].some((r) => r.ip0 !== r.ip1 || r.port0 !== r.port1);
-  const changing = ranges || minSize > 0;
-  for (const ring of port.txRings) for (let i = 0; i < ring.numSlots; i++) ring.setFlags(i, NS_BUF_CHANGED);
+  const random = job.randomSrc || job.randomDst;
+  const changing = job.packetFile === undefined && !job.rubbish && (ranges || random || minSize > 0);
+  for (const ring of port.txRings)
+    for (let i = 0; i < ring.numSlots; i++) ring.setFlags(i, job.rubbish ? 0 : NS_BUF_CHANGED);
   const period = rate > 0 ? (burst / rate) * 1000 : 0;
   let next = performance.now();
   let budget = 0;

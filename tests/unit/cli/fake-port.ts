@@ -2,7 +2,7 @@
  * Two ports joined by a wire, in plain memory: what pkt-gen's loops are tested on. A sync moves packets from one port's
  * tx rings to the other's rx rings as VALE does: copied, dropped when the ring is full.
  */
-import { NETMAP_FIRST_BUF, netmap_slot, type Views, views } from '../../../src/abi/index.ts';
+import { NETMAP_FIRST_BUF, NS_BUF_CHANGED, netmap_slot, type Views, views } from '../../../src/abi/index.ts';
 import { POLLIN, POLLOUT } from '../../../src/api/index.ts';
 import type { PktPort, PktRing } from '../../../src/cli/pkt-gen/run.ts';
 
@@ -30,6 +30,10 @@ export class FakeRing implements PktRing {
   }
   bufIdx(i: number): number {
     return netmap_slot.get.buf_idx(this.#port.m, this.#slot(i));
+  }
+  setBufIdx(i: number, bufIdx: number): void {
+    netmap_slot.set.buf_idx(this.#port.m, this.#slot(i), bufIdx);
+    this.setFlags(i, this.flags(i) | NS_BUF_CHANGED);
   }
   len(i: number): number {
     return netmap_slot.get.len(this.#port.m, this.#slot(i));

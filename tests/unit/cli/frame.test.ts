@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { views } from '../../../src/abi/index.ts';
-import { Frame, type FrameSpec, MIN_FRAME } from '../../../src/cli/pkt-gen/frame.ts';
+import { ipv6Range } from '../../../src/cli/pkt-gen/addresses.ts';
+import { Frame, type FrameSpec, MIN_FRAME, MIN_FRAME6, RawPacket } from '../../../src/cli/pkt-gen/frame.ts';
 
 const one = (ip: number, port: number) => ({ ip0: ip, ip1: ip, port0: port, port1: port });
 const spec: FrameSpec = {
@@ -100,4 +101,87 @@ test('copyTo writes the packet and at most the rest of a word', () => {
 test('without a UDP checksum it is 0', () => {
   const frame = new Frame({ ...spec, udpChecksum: false });
   assert.equal(new DataView(frame.bytes.buffer).getUint16(40), 0);
+});
+
+function checkSums6(frame: Frame, at = 0): void {
+  const b = frame.bytes.slice(at, at + frame.size);
+  const view = new DataView(b.buffer);
+  assert.equal(view.getUint16(18), frame.size - 54, 'IPv6 payload length');
+  assert.equal(view.getUint16(58), frame.size - 54, 'UDP length');
+  const pseudo = Uint8Array.from([...b.subarray(22, 54), 0, 17, b[58]!, b[59]!]);
+  assert.equal(checksum(pseudo, b.subarray(54)), 0, 'UDP checksum');
+}
+
+test('IPv6: headers, checksums, the walk through one group, a VirtIO header in front', () => {
+  const src = ipv6Range('-s', '[fd00::5:1]:7-[fd00::6:1]:8');
+  const dst = ipv6Range('-d', 'fe80::1.2.3.4');
+  for (const vnetHdrLen of [0, 12]) {
+    const frame = new Frame({ ...spec, size: 91, src, dst, vnetHdrLen });
+    assert.deepEqual([frame.size, frame.slotLen], [91, 91 + vnetHdrLen]);
+    assert.deepEqual([...frame.bytes.subarray(0, vnetHdrLen)], Array(vnetHdrLen).fill(0));
+    assert.deepEqual(
+      [...frame.bytes.subarray(vnetHdrLen + 12, vnetHdrLen + 22)],
+      [0x86, 0xdd, 0x60, 0, 0, 0, 0, 37, 17, 64],
+    );
+    const seen: string[] = [];
+    for (let i = 0; i < 5; i++) {
+      checkSums6(frame, vnetHdrLen);
+      const view = new DataView(frame.bytes.buffer, vnetHdrLen);
+      seen.push([view.getUint16(22), view.getUint16(34), view.getUint16(54), view.getUint32(50)].join());
+      frame.advance();
+    }
+    assert.deepEqual(seen, [
+      '64768,5,7,16909060',
+      '64768,5,8,16909060',
+      '64768,6,7,16909060',
+      '64768,6,8,16909060',
+      '64768,5,7,16909060',
+    ]);
+    frame.setSize(MIN_FRAME6);
+    checkSums6(frame, vnetHdrLen);
+  }
+  for (const text of [
+    '10.0.0.1',
+    'fd00::1:x',
+    '[fd00::1',
+    '[fd00::1]:99999',
+    'fd00::1-fd01::2',
+    '::1-::2-::3',
+    'fe80::1%eth0',
+  ]) {
+    assert.throws(() => ipv6Range('-s', text), /-s/, text);
+  }
+});
+
+test('random addresses and ports, each side on its own, with right checksums', () => {
+  for (const [randomSrc, randomDst] of [
+    [true, false],
+    [false, true],
+    [true, true],
+  ] as const) {
+    const frame = new Frame({ ...spec, randomSrc, randomDst });
+    const view = new DataView(frame.bytes.buffer);
+    const seen: [Set<number>, Set<number>] = [new Set(), new Set()];
+    for (let i = 0; i < 50; i++) {
+      checkSums(frame);
+      seen[0].add(view.getUint32(26));
+      seen[1].add(view.getUint32(30));
+      frame.advance();
+    }
+    assert.deepEqual(
+      seen.map((s) => s.size > 40),
+      [randomSrc, randomDst],
+    );
+  }
+});
+
+test('a packet of a file is sent as it is, behind a VirtIO header if there is one', () => {
+  const m = views(new SharedArrayBuffer(4096));
+  for (const length of [61, 1514]) {
+    const bytes = Uint8Array.from({ length }, (_, i) => i + 1);
+    const packet = new RawPacket(bytes, 12);
+    assert.deepEqual([packet.size, packet.slotLen], [length, length + 12]);
+    packet.copyTo(m, 64);
+    assert.deepEqual(m.u8.slice(76, 76 + length), bytes);
+  }
 });

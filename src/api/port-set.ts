@@ -1,0 +1,71 @@
+/**
+ * poll(2) on several ports at once: what an application does with an array of pollfd on netmap descriptors. Set `events`,
+ * call `poll`, look at `revents`.
+ */
+import { POLLIN, PollSet } from '../os/index.ts';
+import type { NetmapPort } from './port.ts';
+
+/** Longest time-out that poll(2) takes, ms. */
+const MAX_INT = 0x7fff_ffff;
+
+export class PortSet {
+  readonly ports: readonly NetmapPort[];
+  /** POLLIN and POLLOUT, for each port: what to wait for. 0: nothing, but its pending tx slots are handed over. */
+  readonly events: number[];
+  /** Those of `events` that held when `poll` returned. */
+  readonly revents: number[];
+  readonly #pollSet: PollSet;
+
+  constructor(ports: readonly NetmapPort[]) {
+    this.ports = ports;
+    this.events = ports.map(() => 0);
+    this.revents = ports.map(() => 0);
+    this.#pollSet = new PollSet(
+      ports.flatMap(({ pollParts: { fds } }) => fds.map((fd, i) => ({ fd, events: i === 2 ? 0 : POLLIN }))),
+    );
+  }
+
+  /**
+   * Syncs the ports as NetmapPort.poll does, and waits until some event holds. Blocks the thread.
+   * @param timeoutMs milliseconds, 0 returns at once, -1 has no limit
+   * @returns the number of ports with something in `revents`; 0 at a time-out or when a signal interrupted the wait
+   * @throws SysError ENODEV when the daemon is gone
+   */
+  poll(timeoutMs: number): number {
+    const ready = this.#sync();
+    if (ready !== 0 || timeoutMs === 0) return ready;
+    const end = timeoutMs < 0 ? Number.POSITIVE_INFINITY : performance.now() + timeoutMs;
+    let armed = 0;
+    try {
+      for (; armed < this.ports.length; armed++) this.ports[armed]!.pollParts.want(this.events[armed]!);
+      for (;;) {
+        // Interrupts are on now, so look again before sleeping (R13).
+        const now = this.#sync();
+        const left = end - performance.now();
+        if (now !== 0 || left <= 0) return now;
+        const n = this.#pollSet.poll(left === Number.POSITIVE_INFINITY ? -1 : Math.min(Math.ceil(left), MAX_INT));
+        if (n === 0) return this.#sync();
+        for (let i = 0; i < this.ports.length; i++) {
+          const [tx, rx, hangup] = [3 * i, 3 * i + 1, 3 * i + 2];
+          this.ports[i]!.pollParts.drain(
+            this.#pollSet.revents(tx),
+            this.#pollSet.revents(rx),
+            this.#pollSet.revents(hangup),
+          );
+        }
+      }
+    } finally {
+      while (armed-- > 0) this.ports[armed]!.pollParts.unwant(this.events[armed]!);
+    }
+  }
+
+  #sync(): number {
+    let ready = 0;
+    for (let i = 0; i < this.ports.length; i++) {
+      const revents = this.ports[i]!.pollParts.sync(this.events[i]!);
+      this.revents[i] = revents;
+      if (revents !== 0) ready += 1;
+    }
+    return ready;
+  }
+}

@@ -1,0 +1,49 @@
+/** bridge's options, by netmap's letters. */
+import { UsageError } from '../errors.ts';
+import { whole } from '../numbers.ts';
+
+export interface BridgeFlags {
+  i?: string[];
+  b?: string;
+  w?: string;
+  c?: boolean;
+  L?: boolean;
+  v?: boolean;
+}
+
+export interface BridgeJob {
+  readonly a: string;
+  /** The same as `a` with -L: packets go back where they came from. */
+  readonly b: string;
+  readonly loopback: boolean;
+  readonly burst: number;
+  readonly waitSeconds: number;
+  readonly zeroCopy: boolean;
+  readonly verbose: boolean;
+}
+
+/** @param words what stands behind the options: [ifa [ifb [burst]]] */
+export function parseBridge(flags: BridgeFlags, words: readonly string[]): BridgeJob {
+  const given = flags.i ?? [];
+  if (given.length > 2) throw new UsageError('-i: at most two ports');
+  const a = words[0] ?? given[0];
+  if (a === undefined) throw new UsageError('-i PORT is missing: the ports to join, e.g. -i vale0:x -i vale1:x');
+  const b = words[1] ?? given[1] ?? a;
+  const loopback = flags.L ?? false;
+  if (a === b && !loopback) {
+    throw new UsageError(
+      `bridge needs two ports: a single one is joined with its host rings, which ${a} has not; ` +
+        '-L sends what it receives back to it',
+    );
+  }
+  if (loopback && a !== b) throw new UsageError('-L is for one port, not two');
+  return {
+    a,
+    b,
+    loopback,
+    burst: whole('-b', words[2] ?? flags.b ?? '1024', 1, 8192),
+    waitSeconds: whole('-w', flags.w ?? '0', 0, 100),
+    zeroCopy: !flags.c,
+    verbose: flags.v ?? false,
+  };
+}

@@ -1,0 +1,136 @@
+/** `ptnet bridge`: netmap's bridge on two ports of the daemon. docs/bridge.md describes it. */
+import { setImmediate, setTimeout } from 'node:timers/promises';
+import type { Command } from 'commander';
+import { type NetmapPort, openPort, POLLIN, POLLOUT, PortSet } from '../../api/index.ts';
+import { Moved, portsMove } from '../bridge/move.ts';
+import { type BridgeFlags, type BridgeJob, parseBridge } from '../bridge/options.ts';
+import { type CommonFlags, collect, command } from '../command.ts';
+import { Cancel } from '../signals.ts';
+
+/** Longest time in poll(2) without a look at signals. */
+const POLL_MS = 100;
+/** The same while there is work. */
+const BREATH_MS = 10;
+
+export function bridgeCommand(): Command {
+  return command('bridge', 'pass packets between two ports, both ways', [
+    ['ptnet bridge -i vale0:x -i vale1:x', 'join two switches'],
+    ['ptnet bridge -L -i vale0:echo', 'send back what arrives'],
+  ])
+    .argument('[ifa]', 'instead of the first -i')
+    .argument('[ifb]', 'instead of the second -i')
+    .argument('[burst]', 'instead of -b')
+    .option('-i <port>', 'a port to join; twice', collect)
+    .option('-b <burst>', 'most slots to pass on at a time (default: 1024)')
+    .option('-w <seconds>', 'wait before starting (default: 0)')
+    .option('-c', 'always copy, also between ports in one memory region')
+    .option('-L', 'with one port: send what it receives back to it')
+    .option('-v', 'say what is passed on, each second')
+    .action((ifa: string | undefined, ifb: string | undefined, burst: string | undefined, flags) =>
+      bridge(
+        flags as BridgeFlags & CommonFlags,
+        [ifa, ifb, burst].filter((w) => w !== undefined),
+      ),
+    );
+}
+
+const log = (text: string): void => void process.stderr.write(`${text}\n`);
+
+async function bridge(flags: BridgeFlags & CommonFlags, words: readonly string[]): Promise<void> {
+  const job = parseBridge(flags, words);
+  using cancel = new Cancel();
+  const [a, b] = await openBoth(job, flags.runDir);
+  try {
+    const zeroCopy = job.zeroCopy && a.memId === b.memId;
+    if (!zeroCopy) {
+      checkSizes(a, b);
+      checkSizes(b, a);
+    }
+    log(`zero copy ${zeroCopy ? '' : 'not '}supported`);
+    if (job.waitSeconds > 0) {
+      log(`waiting ${job.waitSeconds} s`);
+      await setTimeout(job.waitSeconds * 1000);
+    }
+    log(`${a.name} ${a.rxRings.length} rx rings ${job.loopback ? 'back to itself' : `<-> ${b.name}`}`);
+    const [ab, ba] = await bridgeLoop(job, a, b, zeroCopy, cancel, log);
+    process.stdout.write(totalText(a.name, b.name, ab));
+    if (!job.loopback) process.stdout.write(totalText(b.name, a.name, ba));
+  } finally {
+    await a.close();
+    if (b !== a) await b.close();
+  }
+}
+
+/** Opens both ports; the second in the region of the first, if it can be there and is not said to be elsewhere. */
+async function openBoth(job: BridgeJob, runDir: string | undefined): Promise<[NetmapPort, NetmapPort]> {
+  const options = runDir === undefined ? {} : { runDir };
+  const a = await openPort(job.a, options);
+  if (job.loopback) return [a, a];
+  try {
+    return [a, await openPort(job.b, options)];
+  } catch (e) {
+    await a.close();
+    throw e;
+  }
+}
+
+function checkSizes(from: NetmapPort, to: NetmapPort): void {
+  if (from.bufSize <= to.bufSize) return;
+  const sizes = `the buffers of ${from.name} have ${from.bufSize} bytes, those of ${to.name} only ${to.bufSize}`;
+  throw new Error(`${sizes}: packets would not fit; open both with one buffer size, or in one region (@ID)`);
+}
+
+function totalText(from: string, to: string, moved: Moved): string {
+  const bad = moved.bad > 0 ? `, ${moved.bad} bad slots` : '';
+  return `${from} --> ${to}: ${moved.packets} packets ${moved.bytes} bytes${bad}\n`;
+}
+
+/** Passes packets on until cancelled. @returns what went from a to b, and from b to a */
+export async function bridgeLoop(
+  job: BridgeJob,
+  a: NetmapPort,
+  b: NetmapPort,
+  zeroCopy: boolean,
+  cancel: { readonly cancelled: boolean },
+  print: (text: string) => void,
+): Promise<[Moved, Moved]> {
+  const ab = new Moved();
+  const ba = new Moved();
+  const set = new PortSet(job.loopback ? [a] : [a, b]);
+  const { events } = set;
+  let breathAt = 0;
+  let reportAt = performance.now() + 1000;
+  let reported = 0;
+  while (!cancel.cancelled) {
+    const now = performance.now();
+    if (now >= breathAt) {
+      await setImmediate();
+      breathAt = now + BREATH_MS;
+      if (job.verbose && now >= reportAt) {
+        print(`${ab.packets + ba.packets - reported} packets`);
+        reported = ab.packets + ba.packets;
+        reportAt = now + 1000;
+      }
+    }
+    if (job.loopback) {
+      events[0] = received(a) ? POLLOUT : POLLIN;
+      if (set.poll(POLL_MS) > 0) portsMove(a, a, job.burst, zeroCopy, ab);
+      continue;
+    }
+    const fromA = received(a);
+    const fromB = received(b);
+    events[0] = (fromA ? 0 : POLLIN) | (fromB ? POLLOUT : 0);
+    events[1] = (fromB ? 0 : POLLIN) | (fromA ? POLLOUT : 0);
+    if (set.poll(POLL_MS) === 0) continue;
+    portsMove(b, a, job.burst, zeroCopy, ba);
+    portsMove(a, b, job.burst, zeroCopy, ab);
+  }
+  set.poll(0);
+  return [ab, ba];
+}
+
+function received(port: NetmapPort): boolean {
+  const { rxRings } = port;
+  for (let i = 0; i < rxRings.length; i++) if (rxRings[i]!.space() > 0) return true;
+  return false;
+}

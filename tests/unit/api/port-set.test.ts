@@ -1,0 +1,53 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { POLLIN, POLLOUT } from '../../../src/api/port.ts';
+import { PortSet } from '../../../src/api/port-set.ts';
+import { nm_csb_atok } from '../../../src/abi/index.ts';
+import { closeFd } from '../../../src/os/index.ts';
+import { openFake } from './fake.ts';
+
+test('poll on several ports: who is ready, time-outs, interrupts only meanwhile, the end of a daemon', async () => {
+  const [a, b] = [await openFake({ slots: 8 }), await openFake({ slots: 8 })];
+  const set = new PortSet([a.port, b.port]);
+  assert.deepEqual(
+    [set.events, set.revents],
+    [
+      [0, 0],
+      [0, 0],
+    ],
+  );
+  set.events.splice(0, 2, POLLIN, POLLIN);
+  assert.equal(set.poll(0), 0);
+  assert.equal(set.poll(5), 0);
+  const [rxA, rxB] = [a.host.rxRings[0]!, b.host.rxRings[0]!];
+  const armed = (): number[] => [
+    nm_csb_atok.get.appl_need_kick(a.host.m, a.host.atok(rxA)),
+    nm_csb_atok.get.appl_need_kick(b.host.m, b.host.atok(rxB)),
+  ];
+  assert.deepEqual(armed(), [0, 0]);
+  b.host.deliver(rxB, [Buffer.from('x')]);
+  b.host.publish(rxB);
+  assert.equal(set.poll(-1), 1);
+  assert.deepEqual(set.revents, [0, POLLIN]);
+  set.events.splice(0, 2, POLLIN | POLLOUT, POLLOUT);
+  assert.equal(set.poll(-1), 2);
+  assert.deepEqual(set.revents, [POLLOUT, POLLOUT]);
+  // An interrupt that is already there, or that comes of a kick, ends the sleep: the host loops a's packet back.
+  set.events.splice(0, 2, POLLIN, 0);
+  const tx = a.port.txRings[0]!;
+  a.port.m.u8.set(Buffer.from('ping'), tx.bufOfs(tx.head));
+  tx.setLen(tx.head, 4);
+  tx.head = tx.cur = tx.next(tx.head);
+  assert.equal(set.poll(2000), 1);
+  assert.deepEqual(set.revents, [POLLIN, 0]);
+  assert.deepEqual(armed(), [0, 0]);
+  for (const { port } of [a, b]) port.rxRings[0]!.cur = port.rxRings[0]!.head = port.rxRings[0]!.tail;
+  closeFd(b.socket);
+  set.events[1] = POLLIN;
+  assert.throws(() => set.poll(-1), { code: 'ENODEV', message: /the daemon of port fake0:x is gone/ });
+  assert.deepEqual(armed(), [0, 0]);
+  b.host.ptnet.end('end of file');
+  await a.port.close();
+  await b.port.close();
+  closeFd(a.socket);
+});
