@@ -1,8 +1,12 @@
 /**
  * Checks the documents: every relative link in a Markdown file leads to a file that exists, and its anchor, if it has
- * one, to a heading there. Prints what is wrong; exit status 1 if anything is.
+ * one, to a heading there. A command's page (docs/NAME.md, if its title is `ptnet NAME`) contains its `--help`, in the code
+ * block after the line `<!-- ptnet NAME --help -->`. Prints what is wrong; exit status 1 if anything is.
+ *
+ * `node tools/check-docs.mjs --write` writes the help into the pages. The commands have to be built.
  */
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join, normalize } from 'node:path';
 
 const files = [
@@ -44,5 +48,37 @@ for (const file of files) {
     wrong += 1;
   }
 }
-process.stdout.write(`  ${files.length} documents, ${wrong} wrong links\n`);
+
+/** What `ptnet ARGS --help` prints, the same on every terminal. */
+const help = (...args) =>
+  execFileSync(process.execPath, ['dist/src/cli/main.js', ...args, '--help'], {
+    encoding: 'utf8',
+    env: { ...process.env, NO_COLOR: '1' },
+  }).trimEnd();
+
+const commands = [...help().matchAll(/^ {2}([a-z][a-z-]*)/gm)].map((m) => m[1]).filter((name) => name !== 'help');
+const isPage = (name) => {
+  const file = `docs/${name}.md`;
+  return existsSync(file) && readFileSync(file, 'utf8').startsWith(`# ptnet ${name}\n`);
+};
+const pages = commands.filter(isPage);
+for (const name of pages) {
+  const file = `docs/${name}.md`;
+  const text = readFileSync(file, 'utf8');
+  const [before, rest] = text.split(`<!-- ptnet ${name} --help -->\n\n`);
+  const [, block, after] = /^(```\n[\s\S]*?\n?```\n)([\s\S]*)$/.exec(rest ?? '') ?? [];
+  const wanted = `\`\`\`\n${help(name)}\n\`\`\`\n`;
+  if (block === wanted) continue;
+  if (block === undefined) {
+    process.stdout.write(`${file}: no code block after <!-- ptnet ${name} --help -->\n`);
+    wrong += 1;
+  } else if (process.argv.includes('--write')) {
+    writeFileSync(file, `${before}<!-- ptnet ${name} --help -->\n\n${wanted}${after}`);
+  } else {
+    process.stdout.write(`${file}: differs from ptnet ${name} --help; node tools/check-docs.mjs --write\n`);
+    wrong += 1;
+  }
+}
+process.stdout.write(`  ${pages.length} commands with a page\n`);
+process.stdout.write(`  ${files.length} documents, ${wrong} wrong\n`);
 process.exitCode = wrong === 0 ? 0 : 1;

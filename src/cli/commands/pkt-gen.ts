@@ -52,7 +52,7 @@ export function pktGenCommand(): Command {
     .option('-r', 'tx: send what is in the buffers, without writing packets')
     .option('-H <bytes>', 'an empty VirtIO network header in front of each packet: 0 or 12 (default: 0)')
     .option('-I', 'indirect buffers: refused')
-    .option('-p <threads>', 'threads, each on a ring of its own (default: 1, for all rings)')
+    .option('-p <threads>', 'threads: one, for all rings')
     .option('-a <cpu>', 'pin the first thread to a CPU, more threads to the next ones')
     .option('-c <cpus>', 'with -a: how many CPUs to use (default: 0, all from that one on)')
     .option('-A', 'mean and standard deviation of the rate in each report')

@@ -146,7 +146,7 @@ export function parseJob(flags: PktGenFlags): Job {
     rubbish: flags.r ?? false,
     vnetHdrLen: vnetHdrLen(flags.H, func),
     rateStats: flags.A ?? false,
-    threads: whole('-p', flags.p ?? '1', 1, 16),
+    threads: whole('-p', flags.p ?? '1', 1, 1),
     cpu: flags.a === undefined ? -1 : whole('-a', flags.a, 0, 1023),
     cpus: whole('-c', flags.c ?? '0', 0, 1024),
     rings: rings(flags.C),
