@@ -88,11 +88,13 @@ export class Kloop {
         continue;
       }
       if (this.#armed) {
+        // The look that lets the thread sleep begins so long after arming, also if the thread was held up in between.
+        const begun = nowUs();
         if (this.#look()) {
           // Rings that moved are disarmed as they are served; the others' owners may kick, which costs a look.
           this.#armed = false;
           idleSince = 0;
-        } else if (nowUs() - armedAt >= LOOK_US) {
+        } else if (begun - armedAt >= LOOK_US) {
           const slept = this.#sleep();
           if (slept > 0 && slept < SHORT_SLEEP_US) this.#spinUs = Math.min(SPIN_MAX_US, this.#spinUs * 2);
         }
@@ -108,7 +110,7 @@ export class Kloop {
       else if (now - idleSince >= this.#spinUs) {
         this.#spinUs = Math.max(SPIN_MIN_US, this.#spinUs / 2);
         this.#arm();
-        armedAt = now;
+        armedAt = nowUs();
       }
     }
   }

@@ -159,13 +159,15 @@ export class DeviceRig {
   readonly commands: Command['op'][] = [];
   /** While set, commands of these kinds are not answered (nor carried out) until `release`. */
   hold: ReadonlySet<Command['op']> = new Set();
+  /** What `Kloop.run` calls when CTL.MAIL is set. */
+  takeMail: () => void = () => undefined;
   readonly #held: (() => void)[] = [];
   readonly #connections: ServerConnection[] = [];
 
   constructor() {
     this.datapath = { ...loadDatapath(this.arena.memory) };
     this.kloop = new Kloop(this.arena, this.datapath, this.ctl, {
-      takeMail: () => undefined,
+      takeMail: () => this.takeMail(),
       onTrap: (_domain, error) => void this.traps.push(error),
       onUnwatched: () => undefined,
     });
