@@ -6,15 +6,17 @@
 import {
   chmodSync,
   closeSync,
+  existsSync,
   lstatSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readFileSync,
   rmSync,
   writeFileSync,
   ftruncateSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { CONTROL_SOCKET } from '../abi/index.ts';
 import { tryLock } from '../os/index.ts';
 
@@ -44,7 +46,7 @@ export class RunDir {
     const mode = shared ? 0o711 : 0o700;
     this.controlSocket = join(path, CONTROL_SOCKET);
     try {
-      mkdirSync(path, { recursive: true, mode });
+      makeDirs(path, mode);
     } catch (e) {
       throw new RunDirError(`cannot create the run directory: ${text(e)}; choose another with --run-dir`);
     }
@@ -56,7 +58,17 @@ export class RunDir {
         `the run directory ${path} belongs to user ${stat.uid}, not to you (${uid}); choose another with --run-dir`,
       );
     }
-    if ((stat.mode & 0o777) !== mode) chmodSync(path, mode);
+    if ((stat.mode & 0o777) !== mode) {
+      // Only what is ours is made private: not /tmp, because somebody named it.
+      const entries = readdirSync(path);
+      if (entries.length > 0 && !entries.includes(LOCK)) {
+        throw new RunDirError(
+          `the run directory ${path} has other files in it, and is not private (mode ${(stat.mode & 0o7777).toString(8)}): ` +
+            'choose another with --run-dir',
+        );
+      }
+      chmodSync(path, mode);
+    }
     try {
       this.#lock = openSync(join(path, LOCK), 'a+', 0o600);
     } catch (e) {
@@ -92,6 +104,16 @@ export class RunDir {
   #clean(): void {
     rmSync(this.controlSocket, { force: true });
     rmSync(join(this.path, VMS), { recursive: true, force: true });
+  }
+}
+
+/** Makes a directory, and its parents for their owner only. (Node 20's recursive mkdir never returns below /proc.) */
+function makeDirs(path: string, mode: number): void {
+  if (!existsSync(dirname(path))) makeDirs(dirname(path), 0o700);
+  try {
+    mkdirSync(path, { mode });
+  } catch (e) {
+    if ((e as NodeJS.ErrnoException).code !== 'EEXIST' || !lstatSync(path).isDirectory()) throw e;
   }
 }
 
