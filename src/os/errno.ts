@@ -22,9 +22,8 @@ export class SysError extends Error {
 
 /** Name of a positive errno, e.g. 2 is "ENOENT"; unknown values are given as "errno N". */
 export function errnoName(value: number): string {
-  try {
-    return getSystemErrorName(-value);
-  } catch {
-    return `errno ${value}`;
-  }
+  // libuv's names first: it knows which of two names of a number is used; but it does not know all numbers.
+  const name = value > 0 ? getSystemErrorName(-value) : '';
+  if (/^E[A-Z0-9]+$/.test(name)) return name;
+  return Object.entries(errno).find(([, n]) => n === value)?.[0] ?? `errno ${value}`;
 }

@@ -95,6 +95,8 @@ test('R15: the same, with others who wait to write the same eventfd', () =>
     const { Worker } = await import('node:worker_threads');
     const url = new URL('eventfd-hog.js', import.meta.url);
     const hogs = Array.from({ length: 3 }, () => new Worker(url, { workerData: fd }));
+    let alive = hogs.length;
+    for (const w of hogs) w.once('exit', () => alive--);
     await Promise.all(hogs.map((w) => new Promise((resolve) => w.once('message', resolve))));
     const gone = bad.client.closed;
     await sender.send(1);
@@ -102,8 +104,6 @@ test('R15: the same, with others who wait to write the same eventfd', () =>
     await sender.send(50);
     // Lets the hogs end: they wait in write.
     const { eventfdDrain } = await import('../../../src/os/index.ts');
-    let alive = hogs.length;
-    for (const w of hogs) w.once('exit', () => alive--);
     await eventually('the hogs end', () => {
       eventfdDrain(fd);
       return alive === 0;
@@ -135,8 +135,7 @@ test('a client that vanishes at any point of the set-up leaves the device to the
       (g) => g.map(),
       async (g) => {
         const fd = eventfd();
-        await g.client.setIrqs({ index: 2, start: 0, fds: [fd, fd] });
-        closeFd(fd);
+        await g.client.setIrqs({ index: 2, start: 0, fds: [fd, fd] }).finally(() => closeFd(fd));
       },
       (g) => g.setCsb(0x10_0000n, 0x10_1000n),
       async (g) => g.prepare(),
@@ -145,7 +144,6 @@ test('a client that vanishes at any point of the set-up leaves the device to the
       (g) => g.destroy(),
     ];
     const free = (): boolean => lab.port('vale0:a')?.attached === false;
-    await (await lab.guest('a')).client.deviceInfo();
     const baseline: number[] = [];
     for (let round = 0; round < 2; round++) {
       for (let upTo = 0; upTo <= steps.length; upTo++) {
@@ -191,9 +189,9 @@ test('a flood of register writes, resets and CREATE/DELETE from one client leave
     await other.start();
     const flooder = await lab.guest('c');
     await flooder.start();
-    let flooding = true;
+    const flooding = new AbortController();
     const flood = async (): Promise<void> => {
-      for (let i = 0; flooding; i++) {
+      for (let i = 0; !flooding.signal.aborted; i++) {
         await Promise.all(Array.from({ length: 50 }, () => flooder.write(44, i % 2 === 0 ? 12 : 0)));
         await flooder.control(2);
         flooder.prepare();
@@ -202,7 +200,7 @@ test('a flood of register writes, resets and CREATE/DELETE from one client leave
     };
     const done = flood();
     for (let i = 0; i < 100; i++) await sender.send(1);
-    flooding = false;
+    flooding.abort();
     await done;
     assert.equal(other.hwtail(1), 100);
     assert.equal(other.memory.u32(other.atok(1) + nm_csb_atok.ofs.head), 0);

@@ -37,8 +37,6 @@ export class DaemonLab {
     const dir = mkdtempSync(join(tmpdir(), 'ptnet-host-'));
     const config = parseConfig(`runDir: ${dir}\nlogLevel: warn\n${yaml}`, 'test');
     const logged: string[] = [];
-    const write = process.stderr.write.bind(process.stderr);
-    void write;
     const daemon = await startDaemon(config, 'test');
     for (const level of ['warn', 'error', 'fatal'] as const) {
       daemon.log[level] = ((...args: unknown[]) => void logged.push(String(args.at(-1)))) as never;

@@ -22,12 +22,12 @@ const mode = (path: string): number => lstatSync(path).mode & 0o777;
 
 test('R21: created with its parents, mode 0700; a directory that was open to others is closed', () => {
   const path = fresh();
-  new RunDir(path);
+  assert.equal(new RunDir(path).path, path);
   assert.equal(mode(path), 0o700);
   const open = fresh();
   mkdirSync(open, { recursive: true, mode: 0o777 });
   chmodSync(open, 0o777);
-  new RunDir(open);
+  assert.equal(new RunDir(open).path, open);
   assert.equal(mode(open), 0o700);
 });
 
