@@ -1,33 +1,22 @@
 /**
  * The datapath alone: one thread, a VALE switch, two ports with regions of their own, learning on. The two guests are
  * reduced to what moves the rings: head = what was received, head += batch. Millions of packets per second.
- *
- * `node dist/bench/datapath.js [--json] [--ms N]`: measures, asserts nothing.
  */
-import { fileURLToPath } from 'node:url';
 import { nm_csb_atok, nm_csb_ktoa } from '../src/abi/index.ts';
 import { BROADCAST, frame, mac, Rig } from '../tests/unit/datapath/rig.ts';
-
-export interface DatapathRow {
-  readonly bench: 'datapath';
-  /** Bytes of a frame. */
-  readonly size: number;
-  /** Source and destination addresses in turn. */
-  readonly addresses: number;
-  /** Slots of each ring. */
-  readonly slots: number;
-  /** Packets per turn of `serve`. */
-  readonly batch: number;
-  /** Millions of packets per second, delivered. */
-  readonly mpps: number;
-}
+import type { Context, Row } from './bench.ts';
+import { conditions } from './bench.ts';
 
 export const SIZES = [60, 512, 1514];
 export const BATCHES = [1, 16, 256, 1024, 4096];
 
-/** @param ms time of each row; the module gets a tenth of it before, to be compiled */
-export function measureDatapath(size: number, addresses: number, batch: number, ms = 200): DatapathRow {
-  const slots = batch >= 1024 ? 4096 : 1024;
+/**
+ * Millions of packets per second, delivered.
+ * @param addresses source and destination addresses in turn
+ * @param batch packets per turn of `serve`
+ * @param ms how long; the module gets a tenth of it before, to be compiled
+ */
+export function measureDatapath(size: number, addresses: number, slots: number, batch: number, ms: number): number {
   const rig = new Rig();
   const a = rig.addPort({ txSlots: slots, rxSlots: slots });
   const b = rig.addPort({ txSlots: slots, rxSlots: slots });
@@ -71,20 +60,21 @@ export function measureDatapath(size: number, addresses: number, batch: number, 
   run(ms / 10);
   const mpps = run(ms);
   rig.close();
-  return { bench: 'datapath', size, addresses, slots, batch: n, mpps };
+  return mpps;
 }
 
-export function benchDatapath(ms = 200): DatapathRow[] {
-  const rows: DatapathRow[] = [];
+export async function benchDatapath({ quiet, ms, progress }: Context): Promise<Row[]> {
+  const rows: Row[] = [];
   for (const addresses of [1, 256]) {
-    for (const size of SIZES) for (const batch of BATCHES) rows.push(measureDatapath(size, addresses, batch, ms));
+    for (const size of SIZES) {
+      for (const batch of BATCHES) {
+        progress(`datapath: ${size} bytes, ${addresses} addresses, batch ${batch}`);
+        const slots = batch >= 1024 ? 4096 : 1024;
+        const seen = await quiet.wait();
+        const mpps = measureDatapath(size, addresses, slots, Math.min(batch, slots - 1), ms);
+        rows.push({ bench: 'datapath', size, addresses, slots, batch, mpps, ...conditions([seen]) });
+      }
+    }
   }
   return rows;
-}
-
-if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const at = process.argv.indexOf('--ms');
-  const rows = benchDatapath(at > 0 ? Number(process.argv[at + 1]) : 200);
-  if (process.argv.includes('--json')) console.log(JSON.stringify(rows, undefined, 2));
-  else console.table(rows.map((row) => ({ ...row, mpps: Number(row.mpps.toFixed(2)) })));
 }

@@ -1,20 +1,39 @@
 /**
- * `npm run bench [-- [--ms N] [datapath | guests …]]`: measures, prints tables, and writes everything with the machine it
- * was measured on to bench/results/. It asserts nothing.
+ * `npm run bench [-- [--ms N] [--rounds N] [--wait S] [NAME …]]`: measures, prints tables, and writes everything with
+ * the machine it was measured on to bench/results/. Without names: everything of ours; `peers` compares with others.
+ * It asserts nothing.
  */
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { availableParallelism, cpus, release } from 'node:os';
 import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import type { Context, Row } from './bench.ts';
 import { benchDatapath } from './datapath.ts';
+import { benchGrowth } from './growth.ts';
 import { benchGuests } from './guests.ts';
+import { benchIdle } from './idle.ts';
+import { benchLatency } from './latency.ts';
+import { benchPeers } from './peers.ts';
+import { Quiet } from './quiet.ts';
 
-/** Each bench: how it is run, and how long a row takes unless --ms says otherwise. */
-const benches = {
-  datapath: { run: (ms: number) => benchDatapath(ms), ms: 200 },
-  guests: { run: (ms: number) => benchGuests(ms), ms: 1000 },
-} as const;
-type Bench = keyof typeof benches;
+interface Bench {
+  run(context: Context): Promise<Row[]>;
+  /** How long a figure takes, and how often it is measured, unless the command line says otherwise. */
+  readonly ms: number;
+  readonly rounds: number;
+  /** Not run unless named. */
+  readonly onlyByName?: boolean;
+}
+
+const benches: Readonly<Record<string, Bench>> = {
+  datapath: { run: benchDatapath, ms: 200, rounds: 1 },
+  guests: { run: benchGuests, ms: 700, rounds: 1 },
+  latency: { run: benchLatency, ms: 2000, rounds: 1 },
+  idle: { run: benchIdle, ms: 2000, rounds: 1 },
+  growth: { run: benchGrowth, ms: 200, rounds: 1 },
+  peers: { run: benchPeers, ms: 1500, rounds: 3, onlyByName: true },
+};
 
 function commit(): string {
   try {
@@ -25,22 +44,35 @@ function commit(): string {
   }
 }
 
-/** A row for the table: without its kind, numbers as people read them. */
-const rounded = (row: object): Record<string, unknown> =>
+/** A row for the table: without its kind and without lists, numbers as people read them. */
+const rounded = (row: Row): Record<string, unknown> =>
   Object.fromEntries(
     Object.entries(row)
-      .filter(([key]) => key !== 'bench')
-      .map(([key, v]) => [key, typeof v === 'number' && !Number.isInteger(v) ? Number(v.toFixed(3)) : v]),
+      .filter(([key, v]) => key !== 'bench' && !Array.isArray(v))
+      .map(([key, v]) => [key, typeof v === 'number' && !Number.isInteger(v) ? Number(v.toPrecision(4)) : v]),
   );
 
+function positive(name: string, text: string | undefined, least: number): number | undefined {
+  if (text === undefined) return undefined;
+  const value = Number(text);
+  if (value >= least) return value;
+  throw new Error(`--${name} ${text}: must be a number, at least ${least}`);
+}
+
 async function main(args: readonly string[]): Promise<void> {
-  const at = args.indexOf('--ms');
-  const ms = at >= 0 ? Number(args[at + 1]) : undefined;
-  if (ms !== undefined && !(ms > 0)) throw new Error(`--ms ${args[at + 1]}: milliseconds are wanted`);
-  const names = args.filter((a, i) => !a.startsWith('--') && (at < 0 || i !== at + 1));
-  const unknown = names.find((n) => !(n in benches));
+  const text = { type: 'string' } as const;
+  const { values, positionals } = parseArgs({
+    args: [...args],
+    options: { ms: text, rounds: text, wait: text },
+    allowPositionals: true,
+  });
+  const ms = positive('ms', values.ms, 1);
+  const rounds = positive('rounds', values.rounds, 1);
+  const waitSeconds = positive('wait', values.wait, 0) ?? 60;
+  const unknown = positionals.find((n) => !(n in benches));
   if (unknown !== undefined) throw new Error(`no bench "${unknown}"; there are: ${Object.keys(benches).join(', ')}`);
-  const chosen = names.length === 0 ? (Object.keys(benches) as Bench[]) : (names as Bench[]);
+  const all = Object.keys(benches).filter((name) => benches[name]!.onlyByName !== true);
+  const chosen = positionals.length === 0 ? all : positionals;
 
   const date = new Date().toISOString();
   const machine = {
@@ -49,16 +81,32 @@ async function main(args: readonly string[]): Promise<void> {
     kernel: release(),
     node: process.version,
   };
-  console.log(`${machine.cpu}, ${machine.cpus} CPUs, Linux ${machine.kernel}, Node ${machine.node}`);
-  const results: Partial<Record<Bench, readonly object[]>> = {};
-  for (const name of chosen) {
-    console.log(`\n${name}`);
-    const rows = await benches[name].run(ms ?? benches[name].ms);
-    results[name] = rows;
-    // A table for each kind of row.
-    for (const kind of new Set(rows.map((r) => r.bench))) {
-      console.table(rows.filter((r) => r.bench === kind).map(rounded));
+  console.log(`${machine.cpu}, ${machine.cpus} CPUs, Linux ${machine.kernel}, Node ${machine.node}, ${commit()}`);
+  console.log(
+    'probeNs: round trip between two cores before the measurement; othersCpus: CPUs that others kept busy then',
+  );
+  const quiet = new Quiet(waitSeconds * 1000);
+  const results: Record<string, readonly Row[]> = {};
+  try {
+    for (const name of chosen) {
+      const bench = benches[name]!;
+      console.log(`\n${name}`);
+      const rows = await bench.run({
+        quiet,
+        ms: ms ?? bench.ms,
+        rounds: rounds ?? bench.rounds,
+        progress: (what) => {
+          if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${what}\r`);
+        },
+      });
+      results[name] = rows;
+      // A table for each kind of row.
+      for (const kind of new Set(rows.map((r) => r.bench))) {
+        console.table(rows.filter((r) => r.bench === kind).map(rounded));
+      }
     }
+  } finally {
+    quiet.close();
   }
   mkdirSync('bench/results', { recursive: true });
   const file = join('bench/results', `${date.replaceAll(':', '-').slice(0, 19)}.json`);

@@ -29,9 +29,9 @@ class Process {
   #stderr = '';
   readonly exited: Promise<void>;
 
-  constructor(args: readonly string[]) {
+  constructor(args: readonly string[], script = MAIN) {
     this.#what = `ptnet ${args.join(' ')}`;
-    this.child = spawn(process.execPath, [MAIN, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    this.child = spawn(process.execPath, [script, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
     this.child.stdout?.on('data', (text: Buffer) => (this.#stdout += text.toString()));
     this.child.stderr?.on('data', (text: Buffer) => (this.#stderr += text.toString()));
     this.exited = once(this.child, 'close').then(() => undefined);
@@ -56,6 +56,7 @@ class Process {
 
 /** A running pkt-gen. */
 export interface Guest {
+  readonly pid: number;
   /** The report of its run, once it has ended. */
   readonly result: Promise<PktGenResult>;
   /** Ends it as Ctrl-C does. */
@@ -97,11 +98,19 @@ export class Lab {
 
   /** Starts a guest process with options of pkt-gen. */
   pktGen(args: readonly string[]): Guest {
-    const guest = new Process(['pkt-gen', '--run-dir', this.runDir, '--json', ...args]);
+    return this.#guest(new Process(['pkt-gen', '--run-dir', this.runDir, '--json', ...args]));
+  }
+
+  /** Starts a script of the caller's, with the run directory in front of its arguments; it reports as pkt-gen does. */
+  script(path: string, args: readonly string[]): Guest {
+    return this.#guest(new Process(['--run-dir', this.runDir, ...args], path));
+  }
+
+  #guest(guest: Process): Guest {
     this.#guests.push(guest);
     const result = guest.output().then((text) => JSON.parse(text) as PktGenResult);
     result.catch(() => undefined); // who awaits it sees the error
-    return { result, interrupt: () => void guest.child.kill('SIGINT') };
+    return { pid: guest.child.pid!, result, interrupt: () => void guest.child.kill('SIGINT') };
   }
 
   port(status: DaemonStatus, name: string): PortStatus | undefined {

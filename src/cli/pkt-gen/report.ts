@@ -134,6 +134,7 @@ export interface RttResult {
   readonly meanNs: number;
   readonly p50Ns: number;
   readonly p99Ns: number;
+  readonly p999Ns: number;
   readonly maxNs: number;
 }
 
@@ -163,6 +164,7 @@ function rttResult(c: Counters, rtt: RttHistogram): RttResult {
     meanNs: rtt.mean,
     p50Ns: rtt.percentile(50),
     p99Ns: rtt.percentile(99),
+    p999Ns: rtt.percentile(99.9),
     maxNs: rtt.max,
   };
 }

@@ -1,0 +1,226 @@
+/*
+ * What C reaches on the rings of bench/datapath.ts and of two guests: the limits that ptnet is compared with.
+ *
+ *   rings copy|swap|vale PROCESSES SIZE SLOTS BATCH ADDRESSES MS     prints the millions of packets per second received
+ *
+ * copy: one memcpy of each packet from ring to ring. swap: the slots' buffers exchanged, no byte touched. vale: the
+ * forwarding step of VALE (vale.c). PROCESSES 1: application and host are one thread. 2: the application of both rings is
+ * a process of its own, on the other CPU, and both poll.
+ */
+#define _GNU_SOURCE
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "rings.h"
+
+static struct {
+	uint32_t stop;
+	uint64_t received;
+} *shared;
+
+static uint32_t size, num_slots, batch, addresses;
+static double ms;
+static struct kring tx, rx;
+static struct vale *vale;
+
+static double now_ms(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+}
+
+static void *memory(size_t bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (p == MAP_FAILED) {
+		perror("mmap");
+		exit(1);
+	}
+	return p;
+}
+
+static void pin(int cpu)
+{
+	cpu_set_t set;
+	CPU_ZERO(&set);
+	CPU_SET((unsigned)cpu, &set);
+	sched_setaffinity(0, sizeof(set), &set);
+}
+
+/* Addresses of a frame: source in bytes 6 to 11, destination before. */
+static void put_mac(uint8_t *p, uint32_t n)
+{
+	uint8_t mac[6] = { 2, 0, 0, 0, (uint8_t)(n >> 8), (uint8_t)n };
+	memcpy(p, mac, 6);
+}
+
+static void ring_new(struct kring *k, bool is_tx)
+{
+	memset(k, 0, sizeof(*k));
+	k->ring = memory(sizeof(struct shared_ring) + num_slots * sizeof(struct slot));
+	k->num_slots = num_slots;
+	k->num_bufs = num_slots + FIRST_BUF;
+	k->bufs = memory((size_t)k->num_bufs * BUF_SIZE);
+	for (uint32_t i = 0; i < num_slots; i++) {
+		uint8_t *p = k->bufs + (size_t)(i + FIRST_BUF) * BUF_SIZE;
+		memset(p, (int)i, size);
+		put_mac(p, 0x4000 + i % addresses);
+		put_mac(p + 6, 0x8000 + i % addresses);
+		k->ring->slots[i].buf_idx = i + FIRST_BUF;
+		k->ring->slots[i].len = (uint16_t)(is_tx ? size : 0);
+	}
+	k->hwtail = is_tx ? num_slots - 1 : 0;
+	k->ring->ktoa.hwtail = k->hwtail;
+}
+
+/* The receiver's port learns the addresses that packets are sent to. */
+static void teach(void)
+{
+	struct kring other;
+	ring_new(&other, true);
+	for (uint32_t i = 0; i < num_slots; i++) {
+		uint8_t *p = other.bufs + (size_t)(i + FIRST_BUF) * BUF_SIZE;
+		memset(p, 0xff, 6);
+		put_mac(p + 6, 0x4000 + i % addresses);
+	}
+	struct kring *from = &other;
+	word_store(&from->ring->atok.cur, num_slots - 1);
+	word_store(&from->ring->atok.head, num_slots - 1);
+	vale_step(vale, from, 1);
+}
+
+static uint32_t step(int how)
+{
+	if (how == 'v') return vale_step(vale, &tx, 0);
+	if (!tx_prologue(&tx)) return 0;
+	rx_prologue(&rx);
+	uint32_t todo = distance(tx.hwcur, tx.rhead, num_slots), space = rx_space(&rx);
+	if (todo > space) todo = space;
+	for (uint32_t i = 0; i < todo; i++) {
+		struct slot *from = &tx.ring->slots[tx.hwcur], *to = &rx.ring->slots[rx.hwtail];
+		uint64_t w = slot_load(from);
+		uint32_t idx = (uint32_t)w, len = (uint32_t)(w >> 32) & 0xffff, mine = (uint32_t)slot_load(to);
+		if (buf_valid(idx, tx.num_bufs) && len <= BUF_SIZE && buf_valid(mine, rx.num_bufs)) {
+			if (how == 'c') {
+				memcpy(rx.bufs + (size_t)mine * BUF_SIZE, tx.bufs + (size_t)idx * BUF_SIZE, len);
+			} else {
+				from->buf_idx = mine;
+				to->buf_idx = idx;
+			}
+			slot_store(to, len, 1u << NS_RFRAGS_SHIFT);
+		}
+		if (++tx.hwcur == num_slots) tx.hwcur = 0;
+		if (++rx.hwtail == num_slots) rx.hwtail = 0;
+	}
+	tx.hwtail = tx.hwcur == 0 ? num_slots - 1 : tx.hwcur - 1;
+	publish(&tx);
+	publish(&rx);
+	return todo;
+}
+
+/* The application's positions, and its turn: sends a batch if there is room, takes what came. */
+static uint32_t head, rx_head;
+
+static uint32_t application(bool touch)
+{
+	uint32_t room = distance(head, word_load(&tx.ring->ktoa.hwtail), num_slots);
+	if (room >= batch) {
+		for (uint32_t i = 0; i < batch; i++) {
+			if (touch) slot_store(&tx.ring->slots[head], size, 0);
+			if (++head == num_slots) head = 0;
+		}
+		word_store(&tx.ring->atok.cur, head);
+		word_store(&tx.ring->atok.head, head);
+	}
+	uint32_t tail = word_load(&rx.ring->ktoa.hwtail), got = distance(rx_head, tail, num_slots), bytes = 0;
+	if (got == 0) return 0;
+	if (touch) {
+		for (uint32_t i = rx_head; i != tail; i = i + 1 == num_slots ? 0 : i + 1) {
+			bytes += (uint32_t)(slot_load(&rx.ring->slots[i]) >> 32) & 0xffff;
+		}
+		if (bytes != got * size) abort();
+	}
+	rx_head = tail;
+	word_store(&rx.ring->atok.cur, tail);
+	word_store(&rx.ring->atok.head, tail);
+	return got;
+}
+
+static double one_thread(int how, double limit)
+{
+	uint64_t received = 0;
+	double start = now_ms(), elapsed;
+	do {
+		for (uint32_t i = 0; i < 20000 / batch + 1; i++) {
+			received += application(false);
+			step(how);
+		}
+		elapsed = now_ms() - start;
+	} while (elapsed < limit);
+	return (double)received / elapsed / 1e3;
+}
+
+static double two_processes(int how, double limit)
+{
+	pid_t child = fork();
+	if (child < 0) {
+		perror("fork");
+		exit(1);
+	}
+	if (child == 0) {
+		pin(1);
+		while (!__atomic_load_n(&shared->stop, __ATOMIC_RELAXED)) step(how);
+		_exit(0);
+	}
+	pin(0);
+	uint64_t received = 0;
+	double start = now_ms(), elapsed, begin = 0;
+	do {
+		for (uint32_t i = 0; i < 1000; i++) received += application(true);
+		elapsed = now_ms() - start;
+		if (begin == 0 && elapsed > limit / 10) {
+			begin = elapsed;
+			received = 0;
+		}
+	} while (begin == 0 || elapsed - begin < limit);
+	__atomic_store_n(&shared->stop, 1, __ATOMIC_RELAXED);
+	waitpid(child, NULL, 0);
+	return (double)received / (elapsed - begin) / 1e3;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc != 8 || !strchr("csv", argv[1][0])) {
+		fprintf(stderr, "usage: rings copy|swap|vale PROCESSES SIZE SLOTS BATCH ADDRESSES MS\n");
+		return 2;
+	}
+	int how = argv[1][0], processes = atoi(argv[2]);
+	size = (uint32_t)atoi(argv[3]);
+	num_slots = (uint32_t)atoi(argv[4]);
+	batch = (uint32_t)atoi(argv[5]);
+	addresses = (uint32_t)atoi(argv[6]);
+	ms = atof(argv[7]);
+	if (size < 32 || size > BUF_SIZE || batch < 1 || batch >= num_slots || addresses < 1 || addresses > num_slots) {
+		fprintf(stderr, "rings: 32 <= SIZE <= 2048, 1 <= BATCH < SLOTS, 1 <= ADDRESSES <= SLOTS\n");
+		return 2;
+	}
+	shared = memory(sizeof(*shared));
+	ring_new(&tx, true);
+	ring_new(&rx, false);
+	if (how == 'v') {
+		struct kring *none = malloc(sizeof(*none));
+		ring_new(none, false);
+		vale = vale_new(none, &rx);
+		teach();
+	}
+	if (processes == 1) one_thread(how, ms / 10);
+	printf("%.3f\n", processes == 1 ? one_thread(how, ms) : two_processes(how, ms));
+	return 0;
+}

@@ -1,0 +1,145 @@
+/**
+ * `npm run bench -- peers`: ptnet beside what else moves packets between two processes on this machine, and beside the
+ * limits of C, all in one run and interleaved; then the ratios that are our goals. What is not installed is left out, with
+ * its reason.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Lab } from '../src/cli/lab.ts';
+import type { Context, Figure, Row, Variant } from './bench.ts';
+import { conditions, interleave, ratio } from './bench.ts';
+import { measureDatapath } from './datapath.ts';
+import { dpdkPair } from './dpdk.ts';
+import { RX, stream, TX } from './guests.ts';
+import { REST_RATE, roundTrips } from './latency.ts';
+import { program } from './process.ts';
+import { compilePrograms } from './programs.ts';
+
+/** Bytes of a packet, without CRC. */
+const SIZES = [64, 1500];
+/** Ratios that are wanted: of a figure by another one, and the goal. */
+const GOALS: readonly { readonly size: number; readonly of: string; readonly by: string; readonly goal: number }[] = [
+  { size: 64, of: 'datapath, VALE', by: 'C: VALE, 1 thread', goal: 1 },
+  { size: 1500, of: 'datapath, VALE', by: 'C: memcpy, 1 thread', goal: 0.95 },
+  { size: 64, of: 'guests, VALE, 4096 slots', by: 'DPDK memif', goal: 0.9 },
+  { size: 1500, of: 'guests, VALE, 4096 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
+  { size: 64, of: 'guests, VALE, 1024 slots', by: 'DPDK memif', goal: 0.45 },
+  { size: 1500, of: 'guests, VALE, 1024 slots', by: 'C: memcpy, 2 processes', goal: 0.425 },
+];
+
+export async function benchPeers(context: Context): Promise<Row[]> {
+  const { ms } = context;
+  const c = compilePrograms();
+  const testpmd = program('dpdk-testpmd');
+  const isRoot = process.getuid?.() === 0;
+  const missing: Row[] = [];
+  const without = (what: string, why: string): void => void missing.push({ bench: 'left out', what, why });
+  if (typeof c === 'string') without('C', c);
+  if (testpmd === undefined) without('DPDK', 'dpdk-testpmd is not on PATH (Debian: package dpdk-dev)');
+  const tap = typeof c !== 'string' && isRoot && existsSync('/dev/net/tun');
+  if (!tap) without('TAP + bridge', 'needs a C compiler, root and /dev/net/tun');
+  const vdeSwitch = typeof c === 'string' ? undefined : program('vde_switch');
+  if (vdeSwitch === undefined)
+    without('vde_switch', 'vde_switch or a C compiler is not on PATH (Debian: package vde2)');
+
+  const lab = await Lab.start();
+  const vde = vdeSwitch === undefined ? undefined : new VdeSwitch(vdeSwitch);
+  try {
+    const rows: Row[] = [];
+    const bySize = new Map<number, Figure[]>();
+    for (const size of SIZES) {
+      const variants: Variant[] = [
+        { name: 'datapath, VALE', run: () => measureDatapath(size, 256, 1024, 256, ms / 4) },
+        ...[4096, 1024].map((slots) => ({
+          name: `guests, VALE, ${slots} slots`,
+          run: async () => (await stream(lab, { tx: TX, rx: RX, size, slots, batch: slots / 4 }, ms)).mpps,
+        })),
+      ];
+      if (typeof c !== 'string') {
+        const rings = (how: string, processes: number, slots: number) => async (): Promise<number> =>
+          (await c('rings', [how, processes, size, slots, 256, 256, ms / 4]))[0]!;
+        variants.push(
+          { name: 'C: VALE, 1 thread', run: rings('vale', 1, 1024) },
+          { name: 'C: memcpy, 1 thread', run: rings('copy', 1, 1024) },
+          { name: 'C: swap, 1 thread', run: rings('swap', 1, 1024) },
+          { name: 'C: memcpy, 2 processes', run: rings('copy', 2, 1024) },
+          { name: 'C: memcpy, 2 processes, 4096 slots', run: rings('copy', 2, 4096) },
+          { name: 'C: swap, 2 processes', run: rings('swap', 2, 1024) },
+        );
+        if (tap) variants.push({ name: 'TAP + bridge', run: async () => (await c('peers', ['tap', size, ms]))[0]! });
+        if (vde !== undefined) {
+          variants.push({ name: 'vde_switch', run: async () => (await c('peers', ['vde', vde.dir, size, ms]))[0]! });
+        }
+      }
+      if (testpmd !== undefined) {
+        variants.push(
+          { name: 'DPDK memif', run: () => dpdkPair(testpmd, 'memif', size, 2048, ms) },
+          { name: 'DPDK vhost', run: () => dpdkPair(testpmd, 'vhost', size, 1024, ms) },
+        );
+      }
+      const figures = await interleave(context, variants);
+      bySize.set(size, figures);
+      for (const f of figures) {
+        rows.push({ bench: 'peers', size, what: f.name, mpps: f.value, rounds: f.rounds, ...conditions(f.conditions) });
+        if (f.error !== undefined) without(`${f.name}, ${size} bytes`, f.error);
+      }
+    }
+    for (const { size, of, by, goal } of GOALS) {
+      const figure = (name: string): Figure | undefined => bySize.get(size)?.find((f) => f.name === name);
+      rows.push({ bench: 'ratios', size, of, by, ratio: ratio(figure(of), figure(by)), goal });
+    }
+    if (typeof c !== 'string') rows.push(...(await latency(context, lab, c)));
+    return [...rows, ...missing];
+  } finally {
+    vde?.close();
+    await lab.stop();
+  }
+}
+
+/** Round trips: guests through VALE, asleep in between or not, beside a UNIX socket. */
+async function latency(
+  context: Context,
+  lab: Lab,
+  c: Exclude<ReturnType<typeof compilePrograms>, string>,
+): Promise<Row[]> {
+  const rows: Row[] = [];
+  for (const [what, args] of [
+    ['guests, VALE, at rest', ['-R', String(REST_RATE)]],
+    ['guests, VALE, back to back', []],
+  ] as const) {
+    context.progress(what);
+    const seen = await context.quiet.wait();
+    const { p50Us, p99Us, p999Us } = await roundTrips(lab, args, context.ms);
+    rows.push({ bench: 'round trips', what, p50Us, p99Us, p999Us, ...conditions([seen]) });
+  }
+  for (const [what, count, pauseUs] of [
+    ['C: UNIX socket, at rest', 400, 1e6 / REST_RATE],
+    ['C: UNIX socket, back to back', 20_000, 0],
+  ] as const) {
+    context.progress(what);
+    const seen = await context.quiet.wait();
+    const [p50Us, p99Us, p999Us] = await c('peers', ['unix', count, pauseUs]);
+    rows.push({ bench: 'round trips', what, p50Us, p99Us, p999Us, ...conditions([seen]) });
+  }
+  return rows;
+}
+
+/** A running vde_switch; it ends when its standard input does. */
+class VdeSwitch {
+  readonly dir: string;
+  readonly #parent = mkdtempSync(join(tmpdir(), 'ptnet-vde-'));
+  readonly #child: ChildProcess;
+
+  constructor(path: string) {
+    this.dir = join(this.#parent, 'switch');
+    this.#child = spawn(path, ['-s', this.dir], { stdio: ['pipe', 'ignore', 'ignore'] });
+  }
+
+  close(): void {
+    this.#child.stdin?.end();
+    this.#child.kill();
+    rmSync(this.#parent, { recursive: true, force: true });
+  }
+}
