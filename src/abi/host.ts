@@ -10,10 +10,19 @@ import { NETMAP_MAX_FRAGS, NM_BDG_HASH, NM_BDG_MAXPORTS, NM_BDG_MAXRINGS } from 
 
 /** Kinds of domain. */
 export const DOMAIN_VALE = 1;
+/** Two ports, the ends of a pipe (docs/pipes.md). */
+export const DOMAIN_PIPE = 2;
+/** Ports that have nothing to do with each other: each takes what is sent, and always has something to receive. */
+export const DOMAIN_NULL = 3;
+
+/** Bytes of the frames that a null port gives. */
+export const NULL_FRAME_LEN = 60;
 
 /** kring.state */
 export const KRING_STOPPED = 0;
 export const KRING_RUNNING = 1;
+/** Stopped ring of a pipe whose slots control code is writing: its peer leaves it alone. */
+export const KRING_FROZEN = 2;
 
 /**
  * One ring as the host sees it: netmap's netmap_kring. Names: hwcur/hwtail are private truth, rhead/rcur the last
@@ -57,6 +66,12 @@ export const kring = struct('kring', 256, {
   signalled: [80, 'u32'],
   /** Position in its domain's list `tx_running` or `rx_running`, while running. */
   run_idx: [84, 'u32'],
+  /** Pipes: arena address of the kring at the other end; its slots correspond one to one. */
+  peer: [88, 'u32'],
+  /** Pipes: arena address of u64[num_slots], both rings' private record of what was last exchanged at each slot. */
+  shadow: [92, 'u32'],
+  /** Pipes, tx: 1 while the packet that is not yet whole has a bad slot. */
+  chain_bad: [96, 'u32'],
   /** Counters (docs/datapath.md): packets, slots and bytes that left (tx) or arrived in (rx) the ring. */
   packets: [128, 'u64'],
   slots: [136, 'u64'],
@@ -83,7 +98,7 @@ export const kring = struct('kring', 256, {
   segments: [224, 'u64'],
 });
 
-/** One port of a switch. Control code fills the rings and vnet_hdr_len, valeAttach the rest. */
+/** One port. Control code fills the rings and vnet_hdr_len, valeAttach the rest. */
 export const port = struct('port', 192, {
   /** Arena address of the domain; 0 while not attached. */
   domain: [0, 'u32'],
@@ -159,11 +174,11 @@ export const FT_GROUP = 64;
 const ringList = 4 * NM_BDG_MAXPORTS * NM_BDG_MAXRINGS;
 
 /**
- * A VALE switch. Control code gives it zeroed pages and calls valeInit. Lists hold u32 arena addresses, `num_` says
+ * A VALE switch, a pipe, or null ports. Control code gives it zeroed pages and calls valeInit, pipeInit or nullInit. Lists hold u32 arena addresses, `num_` says
  * how many.
  */
 export const domain = struct('domain', 128 * 1024, {
-  /** DOMAIN_VALE */
+  /** DOMAIN_VALE, DOMAIN_PIPE, DOMAIN_NULL */
   kind: [0, 'u32'],
   num_active: [4, 'u32'],
   num_tx_running: [8, 'u32'],

@@ -3,6 +3,8 @@
  * datapath thread. d, port, kr: arena addresses of a domain, port, kring (src/abi/host.ts).
  */
 import {
+  DOMAIN_NULL,
+  DOMAIN_PIPE,
   DOMAIN_VALE,
   domain_active,
   domain_kind,
@@ -43,6 +45,16 @@ import {
   txReady,
   txsyncPrologue,
 } from './kring';
+import { nullRxReady, nullRxsync, nullTxsync } from './null';
+import {
+  pipeArmReceiver,
+  pipeFreeze,
+  pipeRxReady,
+  pipeRxsync,
+  pipeThaw,
+  pipeTxOpen,
+  pipeTxsync,
+} from './pipe';
 import { at, push, removeAt } from './private';
 import { forgetPort } from './table';
 import { valeTxsync } from './vale';
@@ -53,6 +65,14 @@ const EBUSY: i32 = 16;
 
 export function valeInit(d: usize): void {
   store<u32>(d, DOMAIN_VALE, domain_kind);
+}
+
+export function pipeInit(d: usize): void {
+  store<u32>(d, DOMAIN_PIPE, domain_kind);
+}
+
+export function nullInit(d: usize): void {
+  store<u32>(d, DOMAIN_NULL, domain_kind);
 }
 
 export function valeAttach(d: usize, port: usize): i32 {
@@ -82,9 +102,22 @@ export function valeDetach(d: usize, port: usize): i32 {
 }
 
 export function krReset(kr: usize): i32 {
-  if (load<u32>(kr, kring_state) != KRING_STOPPED) return -EBUSY;
-  resetPositions(kr);
+  if (load<u32>(kr, kring_state) == KRING_RUNNING) return -EBUSY;
+  if (kindOf(kr) == DOMAIN_PIPE) pipeThaw(kr);
+  else resetPositions(kr);
   return 0;
+}
+
+export function krFreeze(kr: usize): i32 {
+  if (load<u32>(kr, kring_state) == KRING_RUNNING) return -EBUSY;
+  if (kindOf(kr) == DOMAIN_PIPE) pipeFreeze(kr);
+  return 0;
+}
+
+/** Kind of the domain of a ring; 0 if its port is not attached. */
+function kindOf(kr: usize): u32 {
+  const d = domainOf(kr);
+  return d == 0 ? 0 : load<u32>(d, domain_kind);
 }
 
 export function krCheck(kr: usize): i32 {
@@ -128,12 +161,13 @@ function dropSignal(d: usize, kr: usize): void {
 }
 
 export function serve(d: usize): u32 {
+  // A switch's receivers are asked when something is delivered; the others' releases are work of their own.
+  let moved: u32 = load<u32>(d, domain_kind) == DOMAIN_VALE ? 0 : syncReceivers(d);
   const n = load<u32>(d, domain_num_tx_running);
-  if (n == 0) return 0;
+  if (n == 0) return moved;
   let i = load<u32>(d, domain_turn);
   if (i >= n) i = 0;
   store<u32>(d, i + 1, domain_turn);
-  let moved: u32 = 0;
   for (let left = n; left != 0; left--) {
     moved += txsync(d, at(d + domain_tx_running, i));
     i = i + 1 == n ? 0 : i + 1;
@@ -143,28 +177,58 @@ export function serve(d: usize): u32 {
 
 /** Sends what the application of a running tx ring wants sent: at most the ring's length (R8). Returns the slots. */
 function txsync(d: usize, kr: usize): u32 {
+  const kind = load<u32>(d, domain_kind);
+  if (kind == DOMAIN_PIPE) return pipeTxsync(d, kr);
+  if (kind == DOMAIN_NULL) return nullTxsync(d, kr);
   if (!txsyncPrologue(kr)) return 0;
   setArmed(kr, 0);
   return valeTxsync(d, kr);
 }
 
-function syncReceiver(d: usize, kr: usize): void {
+/** Takes back what the application of a running rx ring released. Returns the slots, where that is work for others. */
+function syncReceiver(d: usize, kr: usize): u32 {
+  const kind = load<u32>(d, domain_kind);
+  if (kind == DOMAIN_PIPE) return pipeRxsync(d, kr);
+  if (kind == DOMAIN_NULL) return nullRxsync(d, kr);
   rxsync(kr);
   publish(d, kr);
+  return 0;
+}
+
+function syncReceivers(d: usize): u32 {
+  const n = load<u32>(d, domain_num_rx_running);
+  let moved: u32 = 0;
+  for (let i: u32 = 0; i < n; i++) moved += syncReceiver(d, at(d + domain_rx_running, i));
+  return moved;
 }
 
 export function arm(d: usize): void {
-  const rx = load<u32>(d, domain_num_rx_running);
-  for (let i: u32 = 0; i < rx; i++) syncReceiver(d, at(d + domain_rx_running, i));
+  syncReceivers(d);
+  const kind = load<u32>(d, domain_kind);
   const tx = load<u32>(d, domain_num_tx_running);
   for (let i: u32 = 0; i < tx; i++) setArmed(at(d + domain_tx_running, i), 1);
+  if (kind == DOMAIN_VALE) return;
+  const rx = load<u32>(d, domain_num_rx_running);
+  for (let i: u32 = 0; i < rx; i++) {
+    const kr = at(d + domain_rx_running, i);
+    if (kind == DOMAIN_PIPE) pipeArmReceiver(kr);
+    else setArmed(kr, 1);
+  }
 }
 
 export function look(d: usize): u32 {
-  const n = load<u32>(d, domain_num_tx_running);
+  const kind = load<u32>(d, domain_kind);
   let ready: u32 = 0;
-  for (let i: u32 = 0; i < n; i++) {
-    if (txReady(at(d + domain_tx_running, i))) ready++;
+  const tx = load<u32>(d, domain_num_tx_running);
+  for (let i: u32 = 0; i < tx; i++) {
+    const kr = at(d + domain_tx_running, i);
+    if (txReady(kr) && (kind != DOMAIN_PIPE || pipeTxOpen(kr))) ready++;
+  }
+  if (kind == DOMAIN_VALE) return ready;
+  const rx = load<u32>(d, domain_num_rx_running);
+  for (let i: u32 = 0; i < rx; i++) {
+    const kr = at(d + domain_rx_running, i);
+    if (kind == DOMAIN_PIPE ? pipeRxReady(kr) : nullRxReady(kr)) ready++;
   }
   return ready;
 }

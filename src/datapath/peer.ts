@@ -63,6 +63,11 @@ export function storeSlot(slot: usize, len: u32, flags: u32): void {
   store<u32>(slot, len | (flags << 16), netmap_slot_len);
 }
 
+/** Writes buf_idx, len and flags of a slot the host owns: how slots go from one ring to another. */
+export function storeSlotWord(slot: usize, w: u64): void {
+  store<u64>(slot, w, netmap_slot_buf_idx);
+}
+
 /** Writes the flags of a slot the host owns. */
 export function storeSlotFlags(slot: usize, flags: u32): void {
   store<u16>(slot, <u16>flags, netmap_slot_flags);

@@ -33,3 +33,12 @@ export function removeAt(num: usize, list: usize, i: u32): usize {
   store<u32>(list + (i << 2), moved);
   return moved;
 }
+
+/** Element i of a table of u64. */
+export function at64(table: usize, i: u32): u64 {
+  return load<u64>(table + (i << 3));
+}
+
+export function put64(table: usize, i: u32, value: u64): void {
+  store<u64>(table + (i << 3), value);
+}

@@ -3,7 +3,7 @@
  * and the devices that serve ports. Owned by the control thread, which is the only one to allocate.
  */
 import { createHash } from 'node:crypto';
-import { domain as domainLayout } from '../abi/index.ts';
+import { DOMAIN_VALE, domain as domainLayout } from '../abi/index.ts';
 import type { PtnetState } from '../device/index.ts';
 import { pageRound, Region } from '../memory/index.ts';
 import { closeFd, errno, PAGE_SIZE, SysError } from '../os/index.ts';
@@ -231,7 +231,7 @@ export class Switchboard {
     const bytes = pageRound(domainLayout.size);
     const address = datapath.space.alloc(bytes);
     datapath.arena.mapAnonymous(address, bytes);
-    await datapath.mailbox.call({ op: 'domain-add', domain: address });
+    await datapath.mailbox.call({ op: 'domain-add', domain: address, kind: DOMAIN_VALE });
     const domain: Domain = { name, address, datapath, ports: new Set(), error: undefined };
     this.#domains.set(name, domain);
     return domain;

@@ -12,7 +12,8 @@ export interface RingStart {
 }
 
 export type Command =
-  | { readonly op: 'domain-add'; readonly domain: number }
+  | /** kind: DOMAIN_VALE, … */
+  { readonly op: 'domain-add'; readonly domain: number; readonly kind: number }
   | { readonly op: 'domain-remove'; readonly domain: number }
   | { readonly op: 'port-attach'; readonly domain: number; readonly port: number }
   | { readonly op: 'port-detach'; readonly domain: number; readonly port: number }
@@ -31,6 +32,8 @@ export type Command =
     }
   /** DELETE and every other stop: one last sync, then the rings rest; positions stay. */
   | { readonly op: 'stop'; readonly krings: readonly number[] }
+  /** Before the slots of stopped rings are rewritten; ended by `reset`. */
+  | { readonly op: 'freeze'; readonly krings: readonly number[] }
   /** New rings (R19): positions at their start. Only while stopped. */
   | { readonly op: 'reset'; readonly krings: readonly number[] }
   | { readonly op: 'end' };

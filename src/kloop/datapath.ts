@@ -13,14 +13,26 @@ import { domain, kring } from '../abi/index.ts';
 export interface Datapath {
   /** Makes zeroed pages (domain.size bytes) a VALE switch. */
   valeInit(domain: number): void;
+  /** … a pipe, */
+  pipeInit(domain: number): void;
+  /** … a place for null ports. Ports of all kinds are attached and detached by the functions below. */
+  nullInit(domain: number): void;
   /**
    * Attaches a port (its struct and krings filled, rings stopped). Returns its port_id, the lowest free one, or
    * -EBUSY: attached already, -ENOSPC: NM_BDG_MAXPORTS ports.
    */
   valeAttach(domain: number, port: number): number;
-  /** Stops the port's rings (krStop), forgets its addresses, takes it off the switch. 0 or -EINVAL: not attached there. */
+  /** Stops the port's rings (krStop), forgets its addresses, takes it off the domain. 0 or -EINVAL: not attached there. */
   valeDetach(domain: number, port: number): number;
-  /** Gives a stopped ring the positions of a new one. 0 or -EBUSY: running. Slots are control code's business. */
+  /**
+   * Before control code rewrites the slots of a stopped ring: its peer, if it has one (pipes), leaves it alone until
+   * krReset. 0 or -EBUSY: running.
+   */
+  krFreeze(kring: number): number;
+  /**
+   * Gives a stopped ring the positions of a new one; rings of a pipe keep theirs, which the other end shares. 0 or
+   * -EBUSY: running. Slots are control code's business.
+   */
   krReset(kring: number): number;
   /**
    * CREATE, first half: 0 if ktoa.kern_need_kick is 1, else -EINVAL (abi, section 2). atok and ktoa must be set. A device
@@ -40,11 +52,11 @@ export interface Datapath {
    */
   serve(domain: number): number;
   /**
-   * Before sleeping: publishes what receivers released, and arms every running tx ring (R11: rx rings never, this is
-   * VALE). What `look` or `serve` read afterwards is newer than the arming (R12).
+   * Before sleeping: publishes what receivers released, and arms every running tx ring (R11). rx rings: a switch's never,
+   * a pipe's while the sender waits for room, a null port's always. What `look` or `serve` read afterwards is newer than the arming (R12).
    */
   arm(domain: number): void;
-  /** Number of running tx rings for which `serve` would do something. A ring that stays faulty is not one (R7). */
+  /** Number of running rings for which `serve` would do something. A ring that stays faulty is not one (R7). */
   look(domain: number): number;
 }
 

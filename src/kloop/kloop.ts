@@ -6,7 +6,7 @@
  * Owner of everything host-private in its arena's domains. Nothing here allocates once traffic flows.
  */
 import type { Views } from '../abi/index.ts';
-import { kring, port as portLayout } from '../abi/index.ts';
+import { DOMAIN_NULL, DOMAIN_PIPE, kring, port as portLayout } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
 import { closeFd, Epoll, EPOLLET, EPOLLIN, errno, eventfd, eventfdSignal } from '../os/index.ts';
 import type { Command, CommandResult, RingStart } from './commands.ts';
@@ -133,8 +133,7 @@ export class Kloop {
   #execute(command: Command): number {
     switch (command.op) {
       case 'domain-add':
-        this.#datapath.valeInit(command.domain);
-        this.#domains.push({ address: command.domain, error: undefined });
+        this.#domainAdd(command.domain, command.kind);
         return 0;
       case 'domain-remove':
         this.#domains = this.#domains.filter((d) => d.address !== command.domain);
@@ -162,6 +161,9 @@ export class Kloop {
       case 'stop':
         for (const k of command.krings) this.#stop(k);
         return 0;
+      case 'freeze':
+        for (const k of command.krings) this.#datapath.krFreeze(k);
+        return 0;
       case 'reset':
         for (const k of command.krings) this.#datapath.krReset(k);
         return 0;
@@ -169,6 +171,13 @@ export class Kloop {
         this.#ended = true;
         return 0;
     }
+  }
+
+  #domainAdd(address: number, kind: number): void {
+    if (kind === DOMAIN_PIPE) this.#datapath.pipeInit(address);
+    else if (kind === DOMAIN_NULL) this.#datapath.nullInit(address);
+    else this.#datapath.valeInit(address);
+    this.#domains.push({ address, error: undefined });
   }
 
   #failed(domain: number): boolean {
