@@ -16,8 +16,40 @@ export type ControlRequest =
    */
   | { readonly op: 'open'; readonly port: string; readonly options?: OpenOptions }
   | { readonly op: 'list' }
+  /** What vale-ctl asks for (vale-ctl(4)): the letter, and its argument. */
+  | { readonly op: 'vale-ctl'; readonly command: ValeCtlCommand }
   /** Asks the daemon to end as SIGTERM would. */
   | { readonly op: 'stop' };
+
+export type ValeCtlCommand =
+  /** -n: makes a persistent VALE port. @ID of its region: `memId` */
+  | { readonly letter: 'n'; readonly name: string; readonly options?: OpenOptions; readonly memId?: string }
+  /** -r: removes it. */
+  | { readonly letter: 'r'; readonly name: string }
+  /** -a, -d: attaches it to a switch (valeSSS:IF), detaches it. */
+  | { readonly letter: 'a' | 'd'; readonly name: string }
+  /** -l: one port of a switch, or all. */
+  | { readonly letter: 'l'; readonly name?: string }
+  /** -g: shape and region of a port. */
+  | { readonly letter: 'g'; readonly name: string };
+
+/** A port of a switch, as vale-ctl lists it. */
+export interface ValePort {
+  readonly name: string;
+  readonly bridgeIdx: number;
+  readonly portIdx: number;
+}
+
+/** netmap's nmreq_port_info_get. */
+export interface PortInfo {
+  /** Bytes of the region. */
+  readonly memsize: number;
+  readonly txSlots: number;
+  readonly rxSlots: number;
+  readonly txRings: number;
+  readonly rxRings: number;
+  readonly memId: number;
+}
 
 export interface OpenOptions {
   /** Slots of each tx and rx ring, 2 to 4096 (default 1024). */
@@ -33,6 +65,16 @@ export interface OpenOptions {
 export type ControlReply =
   | { readonly ok: true; readonly op: 'open'; readonly port: string }
   | { readonly ok: true; readonly op: 'list'; readonly daemon: DaemonStatus }
+  | {
+      readonly ok: true;
+      readonly op: 'vale-ctl';
+      /** -l */
+      readonly ports?: readonly ValePort[];
+      /** -g, -n */
+      readonly info?: PortInfo;
+      /** -a, -d */
+      readonly portIndex?: number;
+    }
   | { readonly ok: true; readonly op: 'stop' }
   | { readonly ok: false; readonly error: string; readonly errno: string };
 
@@ -49,7 +91,7 @@ export interface DaemonStatus {
 
 export interface DomainStatus {
   readonly name: string;
-  readonly kind: 'vale';
+  readonly kind: 'vale' | 'pipe' | 'null';
   readonly thread: number;
   /** False after a trap stopped it; `error` says what happened. */
   readonly running: boolean;
@@ -57,10 +99,11 @@ export interface DomainStatus {
   readonly ports: readonly PortStatus[];
 }
 
+/** One open of a port, with the rings it has; or a port that nobody has open, with all its rings. */
 export interface PortStatus {
   readonly name: string;
-  /** Who it was made for: a VM's name, or the process of a local client. */
-  readonly owner: { readonly vm: string } | { readonly pid: number; readonly uid: number };
+  /** Who has it: a VM's name, the process of a local client; nobody has a persistent port or the other end of a pipe. */
+  readonly owner: { readonly vm: string } | { readonly pid: number; readonly uid: number } | { readonly nobody: true };
   readonly mac: string;
   readonly region: string;
   /** Whether a client is connected to the device, and whether its rings run. */
@@ -87,6 +130,10 @@ export interface RegionStatus {
   readonly bytes: number;
   readonly buffers: number;
   readonly freeBuffers: number;
+  readonly rings: number;
+  readonly freeRings: number;
+  /** netmap_if objects: how many more opens there can be. */
+  readonly freeInterfaces: number;
 }
 
 export interface VmStatus {

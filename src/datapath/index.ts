@@ -17,6 +17,7 @@ import {
   domain_signals,
   domain_turn,
   domain_tx_running,
+  KRING_FROZEN,
   KRING_RUNNING,
   KRING_STOPPED,
   kring_armed,
@@ -46,15 +47,7 @@ import {
   txsyncPrologue,
 } from './kring';
 import { nullRxReady, nullRxsync, nullTxsync } from './null';
-import {
-  pipeArmReceiver,
-  pipeFreeze,
-  pipeRxReady,
-  pipeRxsync,
-  pipeThaw,
-  pipeTxOpen,
-  pipeTxsync,
-} from './pipe';
+import { pipeArmReceiver, pipeFreeze, pipeRxReady, pipeRxsync, pipeThaw, pipeTxOpen, pipeTxsync } from './pipe';
 import { at, push, removeAt } from './private';
 import { forgetPort } from './table';
 import { valeTxsync } from './vale';
@@ -77,13 +70,19 @@ export function nullInit(d: usize): void {
 
 export function valeAttach(d: usize, port: usize): i32 {
   if (load<u32>(port, port_domain) != 0) return -EBUSY;
-  let id: u32 = 0;
-  while (id < NM_BDG_MAXPORTS && at(d + domain_ports, id) != 0) id++;
+  const id = freeId(d);
   if (id == NM_BDG_MAXPORTS) return -ENOSPC;
   store<u32>(d + (id << 2), <u32>port, domain_ports);
   store<u32>(port, <u32>d, port_domain);
   store<u32>(port, id, port_port_id);
   store<u32>(port, push(d + domain_num_active, d + domain_active, port), port_active_idx);
+  return id;
+}
+
+/** The lowest port_id that is free, or NM_BDG_MAXPORTS. */
+function freeId(d: usize): u32 {
+  let id: u32 = 0;
+  while (id < NM_BDG_MAXPORTS && at(d + domain_ports, id) != 0) id++;
   return id;
 }
 
@@ -99,6 +98,33 @@ export function valeDetach(d: usize, port: usize): i32 {
   if (moved != 0) store<u32>(moved, idx, port_active_idx);
   store<u32>(port, 0, port_domain);
   return 0;
+}
+
+export function valeMove(from: usize, to: usize, port: usize): i32 {
+  if (load<u32>(port, port_domain) != <u32>from) return -EINVAL;
+  if (freeId(to) == NM_BDG_MAXPORTS) return -ENOSPC;
+  const tx = load<u32>(port, port_num_tx_rings);
+  const rx = load<u32>(port, port_num_rx_rings);
+  for (let i: u32 = 0; i < tx; i++) suspend(from, at(port + port_tx_rings, i));
+  for (let i: u32 = 0; i < rx; i++) suspend(from, at(port + port_rx_rings, i));
+  valeDetach(from, port);
+  const id = valeAttach(to, port);
+  for (let i: u32 = 0; i < tx; i++) resume(to, at(port + port_tx_rings, i));
+  for (let i: u32 = 0; i < rx; i++) resume(to, at(port + port_rx_rings, i));
+  return id;
+}
+
+/** Takes a running ring from its domain's lists; `resume` puts it on another's. */
+function suspend(d: usize, kr: usize): void {
+  if (load<u32>(kr, kring_state) != KRING_RUNNING) return;
+  delist(d, kr);
+  store<u32>(kr, KRING_FROZEN, kring_state);
+}
+
+function resume(d: usize, kr: usize): void {
+  if (load<u32>(kr, kring_state) != KRING_FROZEN) return;
+  enlist(d, kr);
+  store<u32>(kr, KRING_RUNNING, kring_state);
 }
 
 export function krReset(kr: usize): i32 {
@@ -129,26 +155,35 @@ export function krStart(kr: usize): i32 {
   const d = domainOf(kr);
   if (d == 0) return -EINVAL;
   csbStart(kr);
-  const tx = load<u32>(kr, kring_dir) == NR_DIR_TX;
-  const idx = tx
-    ? push(d + domain_num_tx_running, d + domain_tx_running, kr)
-    : push(d + domain_num_rx_running, d + domain_rx_running, kr);
-  store<u32>(kr, idx, kring_run_idx);
+  enlist(d, kr);
   return 0;
+}
+
+/** Puts a ring on its domain's list of running ones. */
+function enlist(d: usize, kr: usize): void {
+  const idx =
+    load<u32>(kr, kring_dir) == NR_DIR_TX
+      ? push(d + domain_num_tx_running, d + domain_tx_running, kr)
+      : push(d + domain_num_rx_running, d + domain_rx_running, kr);
+  store<u32>(kr, idx, kring_run_idx);
+}
+
+function delist(d: usize, kr: usize): void {
+  const idx = load<u32>(kr, kring_run_idx);
+  const moved =
+    load<u32>(kr, kring_dir) == NR_DIR_TX
+      ? removeAt(d + domain_num_tx_running, d + domain_tx_running, idx)
+      : removeAt(d + domain_num_rx_running, d + domain_rx_running, idx);
+  if (moved != 0) store<u32>(moved, idx, kring_run_idx);
 }
 
 export function krStop(kr: usize): void {
   if (load<u32>(kr, kring_state) != KRING_RUNNING) return;
   const d = domainOf(kr);
-  const tx = load<u32>(kr, kring_dir) == NR_DIR_TX;
-  if (tx) txsync(d, kr);
+  if (load<u32>(kr, kring_dir) == NR_DIR_TX) txsync(d, kr);
   else syncReceiver(d, kr);
   store<u32>(kr, KRING_STOPPED, kring_state);
-  const idx = load<u32>(kr, kring_run_idx);
-  const moved = tx
-    ? removeAt(d + domain_num_tx_running, d + domain_tx_running, idx)
-    : removeAt(d + domain_num_rx_running, d + domain_rx_running, idx);
-  if (moved != 0) store<u32>(moved, idx, kring_run_idx);
+  delist(d, kr);
   if (load<u32>(kr, kring_signalled) != 0) dropSignal(d, kr);
 }
 

@@ -185,7 +185,8 @@ export function pipeArmReceiver(rx: usize): void {
  */
 export function pipeRxReady(rx: usize): bool {
   pipeArmReceiver(rx);
-  if (load<u32>(load<u32>(rx, kring_peer), kring_state) == KRING_FROZEN || load<u32>(rx, kring_faulty) != 0) return false;
+  if (load<u32>(load<u32>(rx, kring_peer), kring_state) == KRING_FROZEN || load<u32>(rx, kring_faulty) != 0)
+    return false;
   return loadHead(load<u32>(rx, kring_atok)) != load<u32>(rx, kring_rhead);
 }
 

@@ -25,7 +25,6 @@ import {
   VNET_HDR_LENS,
 } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
-import { writeRing } from '../memory/index.ts';
 import { closeFd, errno, errnoName, eventfd, eventfdSignal, isEventfd, setNonblocking } from '../os/index.ts';
 import type { Registration } from '../ports/index.ts';
 import { allRings, writeInterface } from '../ports/index.ts';
@@ -33,13 +32,15 @@ import { DmaTable, VfioUserError } from '../vfio-user/index.ts';
 import { CsbError, mapCsbPage } from './csb.ts';
 import { PciDevice } from './pci-device.ts';
 import type { RegionNeighbour } from './rebuild.ts';
-import { chooseBuffers } from './rebuild.ts';
+import { rebuildRings } from './rebuild.ts';
 
 /** What the device asks of its datapath thread; each promise settles when it has taken effect there (R18). */
 export interface RingControl {
   /** Starts all rings or none. Resolves to 0 or a positive errno. */
   start(rings: readonly { kring: number; atok: number; ktoa: number }[], vnetHdrLen: number): Promise<number>;
   stop(krings: readonly number[]): Promise<void>;
+  /** Before the slots of stopped rings are rewritten: the other end of a pipe leaves them alone until `reset`. */
+  freeze(krings: readonly number[]): Promise<void>;
   reset(krings: readonly number[]): Promise<void>;
   setIrqs(irqs: readonly { kring: number; fd: number }[]): Promise<void>;
   addKick(fd: number): Promise<void>;
@@ -84,7 +85,6 @@ export class PtnetDevice extends PciDevice {
   readonly #dma: DmaTable;
   /** Eventfd of each vector, -1 for none. */
   readonly #irqs: number[];
-  #buffers: readonly (readonly number[])[];
   /** Rung for the KICK registers. Nobody else has it, so that writing it never blocks. */
   #kick = -1;
   /** Given to the client, which rings it itself and may do anything with it: never written here (R15). */
@@ -120,7 +120,6 @@ export class PtnetDevice extends PciDevice {
     this.#hooks = hooks;
     this.#dma = new DmaTable(config.maxDmaMaps);
     this.#irqs = Array.from({ length: vectors }, () => -1);
-    this.#buffers = allRings(config.registration).map((ring) => ring.buffers);
   }
 
   get state(): PtnetState {
@@ -129,7 +128,7 @@ export class PtnetDevice extends PciDevice {
 
   /** What R19 needs to know of this device when another of the region is rebuilt. */
   get asNeighbour(): RegionNeighbour {
-    return { m: this.#m, registration: this.registration, live: this.#attached, buffers: this.#buffers };
+    return { m: this.#m, registration: this.registration, live: this.#attached };
   }
 
   /** Descriptors a datapath thread may be writing to (R15). */
@@ -186,9 +185,9 @@ export class PtnetDevice extends PciDevice {
       case IO.NUM_RX_RINGS:
         return r.rxRings.length;
       case IO.NUM_TX_SLOTS:
-        return r.txRings[0]!.numSlots;
+        return r.txRings[0]?.numSlots ?? 0;
       case IO.NUM_RX_SLOTS:
-        return r.rxRings[0]!.numSlots;
+        return r.rxRings[0]?.numSlots ?? 0;
       case IO.VNET_HDR_LEN:
         return this.#vnetHdrLen;
       case IO.HOSTMEMID:
@@ -410,12 +409,11 @@ export class PtnetDevice extends PciDevice {
   /** New rings and slots from the private record (R19). The rings are stopped. */
   async #rebuild(): Promise<void> {
     const r = this.registration;
-    this.#buffers = chooseBuffers(r, this.#hooks.neighbours());
-    for (const [i, ring] of allRings(r).entries()) {
-      writeRing(this.#m, r.regionAddr, r.bufPoolOfs, r.bufSize, ring, this.#buffers[i]!);
-    }
+    const krings = allRings(r).map((ring) => ring.kring);
+    await this.#rings.freeze(krings);
+    rebuildRings(this.#m, r, this.#hooks.neighbours());
     writeInterface(this.#m, r);
-    await this.#rings.reset(allRings(r).map((ring) => ring.kring));
+    await this.#rings.reset(krings);
   }
 
   /** Tells what changed; a client that writes the same registers for ever keeps nobody busy with it. */

@@ -40,6 +40,15 @@ export interface VmConfig {
   readonly vnetHdr?: boolean | undefined;
 }
 
+/** Sizes of a region: netmap_if objects, rings, slots of the longest ring, buffers, bytes of a buffer. */
+export interface RegionDefaults {
+  readonly interfaces?: number;
+  readonly rings?: number;
+  readonly slots?: number;
+  readonly buffers?: number;
+  readonly bufSize?: number;
+}
+
 /** What one user may do. */
 export interface UserAccess {
   /** Globs of port names: `*` is any run of characters, `?` any one. */
@@ -59,6 +68,8 @@ export interface DaemonConfig {
   readonly arenaBytes?: number;
   readonly ports: PortDefaults;
   readonly vms: Readonly<Record<string, VmConfig>>;
+  /** Sizes of the regions of @IDs; what is left out is computed (docs/memory.md). */
+  readonly regions: Readonly<Record<string, RegionDefaults>>;
   /** By uid. Users not listed may open nothing, but see `accessOf`. */
   readonly users: ReadonlyMap<number, UserAccess>;
 }
@@ -74,10 +85,12 @@ export interface HostFlags {
 
 const MAX_THREADS = 16;
 const GiB = 2 ** 30;
+const REGION_ID = /^[A-Za-z0-9_-]+$/;
 const VM_NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$/;
 
 const what = {
   port: 'a port name (docs/names.md), e.g. vale0:fw or netmap:x{1@lab',
+  region: 'the ID of a region, without "@": letters, digits, "_" and "-", e.g. lab',
   vm: 'a VM name: letters, digits, "_", "." and "-", at most 32, e.g. fw',
   size: 'a size: bytes, or a number with K, M or G (powers of 1024), e.g. 64M',
 };
@@ -136,6 +149,22 @@ const portDefaults = mapping({
   vnetHdr: flag.default(true),
 });
 
+const region = mapping({
+  interfaces: whole(1, 65535).optional(),
+  rings: whole(2, 65535).optional(),
+  slots: whole(2, NM_BRIDGE_MAXSLOTS).optional(),
+  buffers: whole(2, 2 ** 24).optional(),
+  bufSize: z
+    .int({ error: bufSizeText })
+    .min(64, { error: bufSizeText })
+    .max(65472, { error: bufSizeText })
+    .multipleOf(64, { error: bufSizeText })
+    .optional(),
+}).transform(
+  // Keys that are absent, not undefined: the sizes are laid over computed ones.
+  (sizes): RegionDefaults => Object.fromEntries(Object.entries(sizes).filter(([, given]) => given !== undefined)),
+);
+
 const vm = mapping({
   ports: z.array(portName, { error: 'a list of port names, e.g. [vale0:fw]' }).min(1, { error: 'at least one port' }),
   trustUnsealedMemory: flag.default(false),
@@ -168,6 +197,9 @@ const document = mapping({
       ctx.addIssue({ code: 'custom', path: [second, 'ports', index], message });
     }
   }),
+  regions: orEmpty(
+    z.record(z.string().regex(REGION_ID, { error: what.region }), region, { error: 'a mapping from regions to sizes' }),
+  ),
   users: orEmpty(z.record(z.string(), user, { error: 'a mapping from users to what they may open' })).transform(
     (users, ctx) => {
       const byUid = new Map<number, UserAccess>();

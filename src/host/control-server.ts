@@ -3,6 +3,7 @@
  * however the process ended, is the end of the port. Runs on the control thread's event loop; nothing here blocks.
  */
 import type { ControlReply, ControlRequest } from '../abi/index.ts';
+import { ArenaFullError, RegionFullError } from '../memory/index.ts';
 import type { PeerCredentials, Watch } from '../os/index.ts';
 import { closeFd, errno, listenUnix, MessageSocket, peerCredentials, SysError, watch } from '../os/index.ts';
 import type { Acceptor } from './acceptor.ts';
@@ -167,7 +168,7 @@ class Connection {
       return await this.#handler(parseRequest(line), this.#peer);
     } catch (e) {
       const error = e instanceof Error ? e.message : String(e);
-      return { reply: { ok: false, error, errno: e instanceof SysError ? e.code : 'EINVAL' } };
+      return { reply: { ok: false, error, errno: codeOf(e) } };
     }
   }
 
@@ -198,4 +199,10 @@ function parseRequest(line: string): ControlRequest {
     throw new SysError(`the request is no JSON object: ${line.slice(0, 80)}`, errno.EINVAL);
   }
   return request as ControlRequest;
+}
+
+/** Name of the errno that an error stands for. */
+function codeOf(e: unknown): string {
+  if (e instanceof SysError) return e.code;
+  return e instanceof RegionFullError || e instanceof ArenaFullError ? 'ENOMEM' : 'EINVAL';
 }

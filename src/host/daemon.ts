@@ -2,12 +2,18 @@
  * The daemon: wires threads, switchboard, control socket and configuration together, and ends in order (R20).
  * Runs on the main thread, which owns configuration, ports, domains and the control socket.
  */
-import type { ControlRequest, DaemonStatus, OpenOptions, VmStatus } from '../abi/index.ts';
-import { NM_BDG_MAXRINGS, NM_BRIDGE_MAXSLOTS } from '../abi/index.ts';
+import type {
+  ControlReply,
+  ControlRequest,
+  DaemonStatus,
+  OpenOptions,
+  ValeCtlCommand,
+  VmStatus,
+} from '../abi/index.ts';
 import type { KloopEvent } from '../kloop/index.ts';
 import { regionLayout } from '../memory/index.ts';
 import { closeFd, errno, exitNow, type PeerCredentials, socketPair, SysError } from '../os/index.ts';
-import { MAX_RINGS_PER_PORT, parsePortName, portNeeds } from '../ports/index.ts';
+import { parsePortName, pipeNeeds, portNeeds } from '../ports/index.ts';
 import { DMA_MAPS_MAX } from '../vfio-user/index.ts';
 import { accessOf, type DaemonConfig, mayOpen } from './config.ts';
 import type { ControlAnswer } from './control-server.ts';
@@ -15,7 +21,9 @@ import { ControlServer } from './control-server.ts';
 import type { DevicesEvent } from './devices.ts';
 import type { Logger } from './log.ts';
 import { createLogger } from './log.ts';
+import { regionSizes } from './region-sizes.ts';
 import { RunDir } from './run-dir.ts';
+import { shapeOf } from './shape.ts';
 import { daemonStatus } from './status.ts';
 import { type PortGroup, Switchboard } from './switchboard.ts';
 import { Threads } from './threads.ts';
@@ -90,7 +98,7 @@ export class Daemon {
         void this.stop(`thread ${thread} failed: ${error.message}`, 1);
       },
     });
-    this.#switchboard = new Switchboard(this.#threads);
+    this.#switchboard = new Switchboard(this.#threads, (id) => regionSizes(config, id));
     for (const [name, vm] of Object.entries(config.vms)) await this.#addVm(name, vm);
     this.#control = new ControlServer(this.#runDir.controlSocket, (request, peer) => this.#request(request, peer), {
       mode: this.#shared ? 0o666 : 0o600,
@@ -100,28 +108,35 @@ export class Daemon {
   }
 
   async #addVm(name: string, vm: DaemonConfig['vms'][string]): Promise<void> {
-    const sockets = this.#runDir.vmSockets(name, vm.ports.length);
-    const { bufSize, vnetHdr, ...shape } = this.config.ports;
+    const parsed = vm.ports.map((port) => parsePortName(port));
+    const regions = new Set(parsed.map((port) => port.memId));
+    const sockets = this.#runDir.vmSockets(name, regions.size, vm.ports.length);
+    const { bufSize, vnetHdr } = this.config.ports;
     const uids = [process.getuid!(), 0];
     const group = await this.#switchboard.open(
       { vm: name },
       name,
       bufSize,
-      { path: sockets.memdev, uids },
-      vm.ports.map((port, i) => ({ name: port, config: shape, endpoint: { path: sockets.ptnet[i]!, uids } })),
+      (i) => ({ path: sockets.memdevs[i]!, uids }),
+      parsed.map(({ text, conf }, i) => ({
+        name: text,
+        config: shapeOf(this.config.ports, conf),
+        endpoint: { path: sockets.ptnet[i]!, uids },
+      })),
       {
         trustUnsealedMemory: vm.trustUnsealedMemory,
         hugePages: true,
         vnetHdr: vm.vnetHdr ?? vnetHdr,
         bar64: vm.bar64 ?? true,
         maxDmaMaps: DMA_MAPS_MAX,
+        mayUse: () => true,
       },
     );
     this.#vms.push({
       name,
       ports: vm.ports,
-      sockets: [sockets.memdev, ...sockets.ptnet],
-      regionBytes: group.region.layout.size,
+      sockets: [...sockets.memdevs, ...sockets.ptnet],
+      regionBytes: group.memdevs.reduce((sum, { region }) => sum + region.region.layout.size, 0),
     });
   }
 
@@ -132,7 +147,7 @@ export class Daemon {
   /** Names of ports that a client is attached to. */
   attachedPorts(): string[] {
     return [...this.#switchboard.domains].flatMap((d) =>
-      [...d.ports].filter((p) => p.state.attached).map((p) => p.name),
+      [...d.ports].filter((p) => [...p.opens].some((open) => open.state.attached)).map((p) => p.name),
     );
   }
 
@@ -173,7 +188,7 @@ export class Daemon {
     if (event.event !== 'trap') return;
     const domain = this.#switchboard.domainAt(thread, event.domain);
     if (domain !== undefined) domain.error = event.error;
-    this.log.error(`switch ${domain?.name ?? '?'} was stopped by a fault in the datapath: ${event.error}`);
+    this.log.error(`${domain?.name ?? '?'} was stopped by a fault in the datapath: ${event.error}`);
   }
 
   #onDevicesEvent(event: DevicesEvent): void {
@@ -181,12 +196,12 @@ export class Daemon {
       this.log[event.level](event.message);
       return;
     }
-    const port = this.#switchboard.portOf(event.id);
-    if (port === undefined) return;
-    if (port.state.running !== event.state.running) {
-      this.log.info(`${port.name}: rings ${event.state.running ? 'running' : 'stopped'}`);
+    const open = this.#switchboard.openOf(event.id);
+    if (open === undefined) return;
+    if (open.state.running !== event.state.running) {
+      this.log.info(`${open.name}: rings ${event.state.running ? 'running' : 'stopped'}`);
     }
-    port.state = event.state;
+    open.state = event.state;
   }
 
   async #request(request: ControlRequest, peer: PeerCredentials): Promise<ControlAnswer> {
@@ -195,6 +210,8 @@ export class Daemon {
         return this.#open(request.port, request.options ?? {}, peer);
       case 'list':
         return { reply: { ok: true, op: 'list', daemon: this.status() } };
+      case 'vale-ctl':
+        return { reply: await this.#valeCtl(request.command, peer) };
       case 'stop':
         if (peer.uid !== 0 && peer.uid !== process.getuid!()) {
           throw new SysError('stop: only the user of the daemon and root may do that', errno.EPERM);
@@ -209,25 +226,33 @@ export class Daemon {
   /** A local process opens a port by name (R21). */
   async #open(name: string, options: OpenOptions, peer: PeerCredentials): Promise<ControlAnswer> {
     if (typeof name !== 'string') throw new SysError('open: "port" has to be a name', errno.EINVAL);
-    parsePortName(name);
-    const { bufSize, vnetHdr, ...config } = this.#shape(options);
-    const needs = portNeeds(config);
+    const parsed = parsePortName(name);
+    const { bufSize, vnetHdr, ...config } = shapeOf(this.config.ports, options, parsed.conf);
+    const needs = parsed.kind === 'pipe' ? pipeNeeds(config) : portNeeds(config);
     // All of the file may become memory, also what the layout does not use.
-    const bytes = regionLayout({ name, interfaces: 1, ...needs, bufSize }).fileSize;
+    const bytes = regionLayout({ name, interfaces: needs.rings, ...needs, bufSize }).fileSize;
     // Counted from now on, so that many requests at a time get no more than one after the other.
-    const opened = this.#checkAccess(name, peer, bytes);
+    const opened = this.#checkAccess(parsed.name, peer, bytes);
     this.#opened.add(opened);
     const [memdev, memdevPeer] = socketPair();
     const [ptnet, ptnetPeer] = socketPair();
+    const memdevEndpoint = { fd: memdev };
     let group: PortGroup;
     try {
       group = await this.#switchboard.open(
         { pid: peer.pid, uid: peer.uid },
         `process ${peer.pid} ${name}`,
         bufSize,
-        { fd: memdev },
+        () => memdevEndpoint,
         [{ name, config, endpoint: { fd: ptnet } }],
-        { trustUnsealedMemory: false, hugePages: false, vnetHdr, bar64: true, maxDmaMaps: LOCAL_DMA_MAPS },
+        {
+          trustUnsealedMemory: false,
+          hugePages: false,
+          vnetHdr,
+          bar64: true,
+          maxDmaMaps: LOCAL_DMA_MAPS,
+          mayUse: (id) => mayOpen(accessOf(this.config, peer.uid)!, `@${id}`),
+        },
       );
     } catch (e) {
       this.#opened.delete(opened);
@@ -272,31 +297,37 @@ export class Daemon {
     return { uid, bytes };
   }
 
-  /** The shape a client asked for, over the configuration's defaults. @throws SysError */
-  #shape(options: OpenOptions): DaemonConfig['ports'] {
-    const shape = { ...this.config.ports };
-    const limits = {
-      txRings: [1, NM_BDG_MAXRINGS],
-      rxRings: [1, NM_BDG_MAXRINGS],
-      txSlots: [2, NM_BRIDGE_MAXSLOTS],
-      rxSlots: [2, NM_BRIDGE_MAXSLOTS],
-      bufSize: [64, 65472],
-    } as const;
-    for (const [key, [min, max]] of Object.entries(limits) as [keyof typeof limits, readonly [number, number]][]) {
-      const value = options[key];
-      if (value === undefined) continue;
-      if (!Number.isInteger(value) || value < min || value > max) {
-        throw new SysError(`open: ${key} ${value}: a whole number from ${min} to ${max} is wanted`, errno.EINVAL);
+  /** What `ptnet vale-ctl` asks for. Only the daemon's own user and root change anything. */
+  async #valeCtl(command: ValeCtlCommand, peer: PeerCredentials): Promise<ControlReply> {
+    const { letter } = command;
+    if (typeof command !== 'object' || (letter !== 'l' && typeof command.name !== 'string')) {
+      throw new SysError('vale-ctl: a letter and a name are wanted', errno.EINVAL);
+    }
+    if (letter !== 'l' && letter !== 'g' && peer.uid !== 0 && peer.uid !== process.getuid!()) {
+      throw new SysError(`vale-ctl -${letter}: only the user of the daemon and root may do that`, errno.EPERM);
+    }
+    const owner = { pid: peer.pid, uid: peer.uid };
+    const done = { ok: true, op: 'vale-ctl' } as const;
+    switch (letter) {
+      case 'n': {
+        const { bufSize, ...config } = shapeOf(this.config.ports, command.options ?? {});
+        const { name, memId } = command;
+        return { ...done, info: await this.#switchboard.valeCtl((c) => c.newIf(name, config, bufSize, memId, owner)) };
       }
-      shape[key] = value;
+      case 'r':
+        await this.#switchboard.valeCtl((c) => c.delIf(command.name));
+        return done;
+      case 'a':
+        return { ...done, portIndex: await this.#switchboard.valeCtl((c) => c.attach(command.name)) };
+      case 'd':
+        return { ...done, portIndex: await this.#switchboard.valeCtl((c) => c.detach(command.name)) };
+      case 'l':
+        return { ...done, ports: await this.#switchboard.valeCtl((c) => c.list(command.name)) };
+      case 'g':
+        return { ...done, info: await this.#switchboard.valeCtl((c) => c.info(command.name)) };
+      default:
+        throw new SysError(`vale-ctl: there is no -${String(letter)} here`, errno.EINVAL);
     }
-    if (shape.txRings + shape.rxRings > MAX_RINGS_PER_PORT) {
-      throw new SysError(
-        `open: ${shape.txRings} + ${shape.rxRings} rings; at most ${MAX_RINGS_PER_PORT} in all`,
-        errno.EINVAL,
-      );
-    }
-    return shape;
   }
 }
 

@@ -123,11 +123,12 @@ export class Devices {
     const { id, name, ptnet, thread } = command;
     const { registration } = ptnet;
     const { arena, mailbox } = this.#threads[thread]!;
-    const { domain, port, memId } = registration;
+    const { port, memId } = registration;
     const done = (): void => {};
     const rings: RingControl = {
-      start: (started, vnetHdrLen) => mailbox.call({ op: 'start', domain, port, vnetHdrLen, rings: started }),
+      start: (started, vnetHdrLen) => mailbox.call({ op: 'start', port, vnetHdrLen, rings: started }),
       stop: (krings) => mailbox.call({ op: 'stop', krings }).then(done),
+      freeze: (krings) => mailbox.call({ op: 'freeze', krings }).then(done),
       reset: (krings) => mailbox.call({ op: 'reset', krings }).then(done),
       setIrqs: (irqs) => mailbox.call({ op: 'irq', irqs }).then(done),
       addKick: (fd) => mailbox.call({ op: 'kick-add', fd }).then(done),

@@ -86,12 +86,12 @@ export class RunDir {
     this.#clean();
   }
 
-  /** Makes a VM's folder and returns the paths of its device sockets. */
-  vmSockets(vm: string, ports: number): { memdev: string; ptnet: string[] } {
+  /** Makes a VM's folder and returns the paths of its device sockets: one memdev for each region. */
+  vmSockets(vm: string, memdevs: number, ports: number): { memdevs: string[]; ptnet: string[] } {
     const folder = join(this.path, VMS, vm);
     mkdirSync(folder, { recursive: true, mode: 0o700 });
     return {
-      memdev: join(folder, 'memdev.sock'),
+      memdevs: Array.from({ length: memdevs }, (_, i) => join(folder, `memdev${i === 0 ? '' : i}.sock`)),
       ptnet: Array.from({ length: ports }, (_, i) => join(folder, `ptnet${i}.sock`)),
     };
   }

@@ -1,13 +1,16 @@
 /** What `ptnet list` shows: read from the switchboard and, without any lock, from the datapath's counters. */
 import type { DaemonStatus, PortStatus, RegionStatus, RingStatus, Views, VmStatus } from '../abi/index.ts';
-import { kring } from '../abi/index.ts';
-import type { Region } from '../memory/index.ts';
-import type { RegisteredRing } from '../ports/index.ts';
-import type { Domain, Port, Switchboard } from './switchboard.ts';
+import { kring, NR_REG_ONE_NIC } from '../abi/index.ts';
+import type { PortRing, SelectedRings } from '../ports/index.ts';
+import { parsePortName } from '../ports/index.ts';
+import type { Domain } from './domains.ts';
+import type { Port } from './port-table.ts';
+import type { SharedRegion } from './regions.ts';
+import type { Switchboard } from './switchboard.ts';
 
 const DROPS = Object.keys(kring.fields).filter((name) => name.startsWith('drop_')) as (keyof typeof kring.get)[];
 
-function ringStatus(m: Views, ring: RegisteredRing): RingStatus {
+function ringStatus(m: Views, ring: PortRing): RingStatus {
   const read = (name: keyof typeof kring.get): number => Number(kring.get[name](m, ring.kring));
   const drops: Record<string, number> = {};
   for (const name of DROPS) if (read(name) > 0) drops[name.slice('drop_'.length)] = read(name);
@@ -21,37 +24,48 @@ function ringStatus(m: Views, ring: RegisteredRing): RingStatus {
   };
 }
 
-function portStatus(port: Port): PortStatus {
-  const { registration, domain, region, state } = port;
-  const { m } = domain.datapath.arena;
-  return {
-    name: port.name,
-    owner: port.owner,
-    mac: registration.mac.map((b) => b.toString(16).padStart(2, '0')).join(':'),
-    region: region.name,
-    ...state,
-    txRings: registration.txRings.map((ring) => ringStatus(m, ring)),
-    rxRings: registration.rxRings.map((ring) => ringStatus(m, ring)),
-  };
+const macText = (mac: readonly number[]): string => mac.map((b) => b.toString(16).padStart(2, '0')).join(':');
+
+/** Each open of a port, or the port itself if there is none. */
+function portStatuses(port: Port): PortStatus[] {
+  const { m } = port.domain.datapath.arena;
+  const status = (rings: SelectedRings): Pick<PortStatus, 'mac' | 'region' | 'txRings' | 'rxRings'> => ({
+    mac: macText(port.mac),
+    region: port.region.region.name,
+    txRings: rings.txRings.map((ring) => ringStatus(m, ring)),
+    rxRings: rings.rxRings.map((ring) => ringStatus(m, ring)),
+  });
+  if (port.opens.size > 0) {
+    return [...port.opens].map(({ registration, owner, state, name }) => {
+      const { mode, ringId } = parsePortName(name);
+      const which = mode === NR_REG_ONE_NIC ? `-${ringId}` : '';
+      return { name: port.name + which, owner, ...state, ...status(registration) };
+    });
+  }
+  const idle = { attached: false, running: false, vnetHdrLen: 0 };
+  return [{ name: port.name, owner: { nobody: true }, ...idle, ...status(port.record) }];
 }
 
 function domainStatus(domain: Domain): DaemonStatus['domains'][number] {
   return {
     name: domain.name,
-    kind: 'vale',
+    kind: domain.kind,
     thread: domain.datapath.index,
     running: domain.error === undefined,
     ...(domain.error === undefined ? {} : { error: domain.error }),
-    ports: [...domain.ports].map(portStatus),
+    ports: [...domain.ports].flatMap(portStatuses),
   };
 }
 
-const regionStatus = (region: Region): RegionStatus => ({
+const regionStatus = ({ region }: SharedRegion): RegionStatus => ({
   name: region.name,
   memId: region.memId,
   bytes: region.layout.size,
   buffers: region.layout.bufPool.objnum,
   freeBuffers: region.free.buffers,
+  rings: region.layout.ringPool.objnum,
+  freeRings: region.free.rings,
+  freeInterfaces: region.free.interfaces,
 });
 
 /** The status of a daemon. */

@@ -1,51 +1,48 @@
 /**
- * The control half of everything that carries packets: switches (domains) and the threads they live on, regions, ports,
- * and the devices that serve ports. Owned by the control thread, which is the only one to allocate.
+ * The control half of everything that carries packets: domains and the threads they live on, regions, ports, and the
+ * devices that serve registrations of ports. Owned by the control thread, which is the only one to allocate.
+ *
+ * Changes are made one after another, each awaited, as the datapath has to acknowledge them.
  */
-import { createHash } from 'node:crypto';
-import { DOMAIN_VALE, domain as domainLayout } from '../abi/index.ts';
-import type { PtnetState } from '../device/index.ts';
-import { pageRound, Region } from '../memory/index.ts';
+import { NR_EXCLUSIVE, NR_MONITOR_RX, NR_MONITOR_TX, NR_ZCOPY_MON } from '../abi/index.ts';
 import { closeFd, errno, PAGE_SIZE, SysError } from '../os/index.ts';
-import type { PortConfig, Registration } from '../ports/index.ts';
-import { createRegistration, parsePortName, portNeeds, releaseRegistration } from '../ports/index.ts';
-import type { Datapath, Threads } from './threads.ts';
+import type { PortConfig, PortName, SelectedRings } from '../ports/index.ts';
+import {
+  allRings,
+  createRegistration,
+  parsePortName,
+  pipeNeeds,
+  portNeeds,
+  releaseRegistration,
+  SelectionError,
+  selectRings,
+} from '../ports/index.ts';
+import type { Domain } from './domains.ts';
+import { Domains } from './domains.ts';
+import type { Open } from './opens.ts';
+import { ownerText } from './opens.ts';
+import type { Port } from './port-table.ts';
+import { PortTable, ringsInUse } from './port-table.ts';
+import type { PortOwner, RegionSizes, SharedRegion } from './regions.ts';
+import { isOwn, Regions } from './regions.ts';
+import type { Threads } from './threads.ts';
+import { ValeCtl } from './vale-ctl.ts';
 
 /** A VM's memory may lie on huge pages of this size; its CSB windows are as large (R1). */
 const HUGE_PAGE = 2 ** 21;
-
-export type PortOwner = { readonly vm: string } | { readonly pid: number; readonly uid: number };
-
-export interface Domain {
-  readonly name: string;
-  readonly address: number;
-  readonly datapath: Datapath;
-  readonly ports: Set<Port>;
-  /** What the trap said that stopped it (R2). */
-  error: string | undefined;
-}
-
-export interface Port {
-  readonly name: string;
-  readonly owner: PortOwner;
-  readonly domain: Domain;
-  readonly region: Region;
-  readonly registration: Registration;
-  /** Identifier of the ptnet device in the devices thread. */
-  readonly device: number;
-  state: PtnetState;
-}
 
 /** Where a device's clients come from: a socket to listen on, or one end of a connected pair. */
 export type Endpoint = { readonly path: string; readonly uids: readonly number[] } | { readonly fd: number };
 
 export interface PortRequest {
+  /** The port with everything behind it (docs/names.md). */
   readonly name: string;
+  /** The shape, if the port does not exist yet. */
   readonly config: PortConfig;
   readonly endpoint: Endpoint;
 }
 
-/** What the devices of a region have in common. */
+/** What the devices of a group have in common. */
 export interface GroupOptions {
   readonly trustUnsealedMemory: boolean;
   /** The client's memory may lie on huge pages. */
@@ -55,59 +52,72 @@ export interface GroupOptions {
   readonly bar64: boolean;
   /** Most DMA_MAPs of each ptnet device. */
   readonly maxDmaMaps: number;
+  /** Whether this owner may use the region of an @ID that others made. */
+  readonly mayUse: (id: string) => boolean;
 }
 
-/** A region, its memdev, and the ports in it: what one VM or one application has. */
+/** What one VM or one application has: opens of ports, and a memdev for each region they lie in. */
 export interface PortGroup {
-  readonly region: Region;
-  readonly memdev: number;
-  readonly ports: readonly Port[];
+  readonly memdevs: readonly { readonly device: number; readonly region: SharedRegion }[];
+  readonly opens: readonly Open[];
 }
 
 export class Switchboard {
   readonly #threads: Threads;
-  readonly #domains = new Map<string, Domain>();
-  readonly #ports = new Map<string, Port>();
-  readonly #byDevice = new Map<number, Port>();
-  readonly #regions = new Map<number, Region>();
-  /** Changes to switches are made one after another: each waits for the datapath. */
+  readonly #domains: Domains;
+  readonly #regions: Regions;
+  readonly #ports: PortTable;
+  readonly #byDevice = new Map<number, Open>();
+  readonly #valeCtl: ValeCtl;
   #last: Promise<unknown> = Promise.resolve();
   #nextDevice = 1;
 
-  constructor(threads: Threads) {
+  /** @param sizesOf sizes of the region of an @ID */
+  constructor(threads: Threads, sizesOf: (id: string) => RegionSizes) {
     this.#threads = threads;
+    this.#domains = new Domains(threads);
+    this.#regions = new Regions(sizesOf);
+    this.#ports = new PortTable(this.#domains, this.#regions);
+    this.#valeCtl = new ValeCtl(this.#domains, this.#regions, this.#ports);
   }
 
   get domains(): Iterable<Domain> {
-    return this.#domains.values();
+    return this.#domains.all;
   }
 
-  get regions(): Iterable<Region> {
-    return this.#regions.values();
+  get regions(): Iterable<SharedRegion> {
+    return this.#regions.all;
   }
 
-  /** The port that a ptnet device serves. */
-  portOf(device: number): Port | undefined {
+  /** What a ptnet device serves. */
+  openOf(device: number): Open | undefined {
     return this.#byDevice.get(device);
   }
 
   domainAt(thread: number, address: number): Domain | undefined {
-    return [...this.#domains.values()].find((d) => d.datapath.index === thread && d.address === address);
+    return this.#domains.at(thread, address);
+  }
+
+  /** Runs one of vale-ctl's operations, when those before it are done. */
+  valeCtl<T>(operation: (ctl: ValeCtl) => T | Promise<T>): Promise<T> {
+    return this.#exclusive(async () => operation(this.#valeCtl));
   }
 
   /**
-   * Makes a region with ports and their devices. Takes over the descriptors of endpoints, also when it fails.
-   * @throws SysError (EEXIST: a port of that name exists; …), RegionFullError, ArenaFullError; nothing is kept then
+   * Opens ports, which are made if they do not exist. Takes over the descriptors of endpoints, also when it fails.
+   * @param regionName of the region that is made for the ports that lie in no other
+   * @param memdevEndpoint endpoint of the memdev of the group's i-th region, in the order of the requests
+   * @throws SysError (EBUSY: a ring is in use; …), RegionFullError, ArenaFullError; nothing is kept then
    */
   open(
     owner: PortOwner,
     regionName: string,
     bufSize: number,
-    memdevEndpoint: Endpoint,
+    memdevEndpoint: (i: number) => Endpoint,
     requests: readonly PortRequest[],
     options: GroupOptions,
   ): Promise<PortGroup> {
-    const unserved = new Set([memdevEndpoint, ...requests.map((r) => r.endpoint)]);
+    const unserved = new Set([memdevEndpoint(0), ...requests.map((r) => r.endpoint)]);
     return this.#exclusive(async () => {
       const undo: (() => Promise<void> | void)[] = [];
       const serve = async (id: number, endpoint: Endpoint): Promise<void> => {
@@ -115,44 +125,30 @@ export class Switchboard {
         await this.#endpoint(id, endpoint);
       };
       try {
-        const needs = requests.map((r) => portNeeds(r.config));
-        const sum = (f: (n: (typeof needs)[number]) => number): number => needs.reduce((s, n) => s + f(n), 0);
-        const region = new Region(
-          {
-            name: regionName,
-            interfaces: requests.length,
-            rings: sum((n) => n.rings),
-            slots: Math.max(...needs.map((n) => n.slots)),
-            buffers: sum((n) => n.buffers),
-            bufSize,
-          },
-          this.#freeMemId(),
-        );
-        this.#regions.set(region.memId, region);
-        undo.push(() => this.#closeRegion(region));
-        const { fd, layout, memId } = region;
-        const memdev = this.#nextDevice++;
-        const name = `${regionName} memdev`;
-        await this.#threads.devices.call({
-          op: 'memdev-add',
-          id: memdev,
-          name,
-          memdev: { memId, fd, layout, bar64: options.bar64 },
-        });
-        undo.push(() => this.#removeDevice(memdev));
-        const ports: Port[] = [];
-        for (const request of requests) {
-          const port = await this.#openPort(owner, region, request, options);
-          ports.push(port);
-          undo.push(() => this.#closePort(port));
+        const names = requests.map((r) => parsePortName(r.name));
+        const regions = this.#regionsFor(owner, regionName, bufSize, requests, names, options);
+        const memdevs: { device: number; region: SharedRegion }[] = [];
+        for (const region of new Set(regions)) {
+          this.#regions.use(region);
+          undo.push(() => this.#regions.leave(region));
+          const device = await this.#addMemdev(region, options.bar64);
+          undo.push(() => this.#removeDevice(device));
+          memdevs.push({ device, region });
         }
-        await serve(memdev, memdevEndpoint);
-        for (const [i, port] of ports.entries()) await serve(port.device, requests[i]!.endpoint);
-        return { region, memdev, ports };
+        const opens: Open[] = [];
+        for (const [i, request] of requests.entries()) {
+          const open = await this.#open(owner, names[i]!, regions[i]!, request, options);
+          opens.push(open);
+          undo.push(() => this.#close(open));
+        }
+        for (const [i, { device }] of memdevs.entries()) await serve(device, memdevEndpoint(i));
+        for (const [i, open] of opens.entries()) await serve(open.device, requests[i]!.endpoint);
+        return { memdevs, opens };
       } catch (e) {
         for (const endpoint of unserved) if ('fd' in endpoint) closeFd(endpoint.fd);
         for (const action of undo.toReversed()) await action();
-        throw e;
+        this.#regions.closeUnused();
+        throw e instanceof SelectionError ? new SysError(`open: ${e.message}`, errno.EINVAL) : e;
       }
     });
   }
@@ -160,9 +156,11 @@ export class Switchboard {
   /** Removes what `open` made: clients are disconnected, rings stopped, memory given back. */
   close(group: PortGroup): Promise<void> {
     return this.#exclusive(async () => {
-      for (const port of group.ports) await this.#closePort(port);
-      await this.#removeDevice(group.memdev);
-      this.#closeRegion(group.region);
+      for (const open of group.opens) await this.#close(open);
+      for (const { device, region } of group.memdevs) {
+        await this.#removeDevice(device);
+        this.#regions.leave(region);
+      }
     });
   }
 
@@ -172,76 +170,129 @@ export class Switchboard {
     return result;
   }
 
-  async #openPort(owner: PortOwner, region: Region, request: PortRequest, options: GroupOptions): Promise<Port> {
-    const { name, config } = request;
-    if (this.#ports.has(name)) throw new SysError(`open port ${name}: it exists already`, errno.EEXIST);
-    const parsed = parsePortName(name);
-    if (parsed.kind !== 'vale') throw new SysError(`open ${name}: only VALE ports are served`, errno.EOPNOTSUPP);
-    const domain = await this.#domain(parsed.bridge);
-    const { space, mailbox, index } = domain.datapath;
-    const undo: (() => Promise<void> | void)[] = [() => this.#dropUnused(domain)];
+  /** The region of each request; those that have none get one together, of the size they need. */
+  #regionsFor(
+    owner: PortOwner,
+    regionName: string,
+    bufSize: number,
+    requests: readonly PortRequest[],
+    names: readonly PortName[],
+    options: GroupOptions,
+  ): SharedRegion[] {
+    const found = names.map((name) => this.#regionOf(name, owner, options));
+    const needs = new Map<string, { rings: number; slots: number; buffers: number }>();
+    for (const [i, name] of names.entries()) {
+      if (found[i] !== undefined) continue;
+      const { config } = requests[i]!;
+      if (name.kind === 'pipe') needs.set(name.pipe, pipeNeeds(config));
+      else needs.set(name.name, portNeeds(config));
+    }
+    if (needs.size === 0) return found as SharedRegion[];
+    const all = [...needs.values()];
+    const sum = (f: (n: (typeof all)[number]) => number): number => all.reduce((s, n) => s + f(n), 0);
+    const own = this.#regions.create(
+      regionName,
+      {
+        // Each ring, and so each end of a pipe, may be opened on its own.
+        interfaces: sum((n) => n.rings),
+        rings: sum((n) => n.rings),
+        slots: Math.max(...all.map((n) => n.slots)),
+        buffers: sum((n) => n.buffers),
+        bufSize,
+      },
+      owner,
+    );
+    return found.map((region) => region ?? own);
+  }
+
+  /**
+   * The region that a name or an existing port says; undefined for one of its own.
+   * @throws SysError EPERM: it is not this owner's to use; EINVAL: the port lies in another one
+   */
+  #regionOf(name: PortName, owner: PortOwner, options: GroupOptions): SharedRegion | undefined {
+    const existing = this.#ports.find(name.name);
+    if (existing !== undefined) {
+      const { region } = existing;
+      if (name.memId !== undefined && region.id !== name.memId) {
+        throw new SysError(
+          `open ${name.text}: the port exists in another region (${region.region.name})`,
+          errno.EINVAL,
+        );
+      }
+      return this.#usable(name, region, owner, options);
+    }
+    if (name.share !== undefined) {
+      const other = this.#ports.find(name.share);
+      if (other === undefined) throw new SysError(`open ${name.text}: there is no port ${name.share}`, errno.ENOENT);
+      return this.#usable(name, other.region, owner, options);
+    }
+    if (name.memId === undefined) return undefined;
+    const region = this.#regions.named(name.memId, owner);
+    return this.#usable(name, region, owner, options);
+  }
+
+  #usable(name: PortName, region: SharedRegion, owner: PortOwner, options: GroupOptions): SharedRegion {
+    const { id } = region;
+    if (isOwn(region, owner) || (id !== undefined && options.mayUse(id))) return region;
+    const advice =
+      id === undefined
+        ? `name a region for it that both may use (${name.name}@ID) when it is first opened`
+        : `let the user open "@${id}" in the configuration`;
+    throw new SysError(
+      `open ${name.text}: its memory is that of ${ownerText(region.owner)} (region ${region.region.name}); ${advice}`,
+      errno.EPERM,
+    );
+  }
+
+  async #addMemdev({ region }: SharedRegion, bar64: boolean): Promise<number> {
+    const device = this.#nextDevice++;
+    const { memId, fd, layout, name } = region;
+    const memdev = { memId, fd, layout, bar64 };
+    await this.#threads.devices.call({ op: 'memdev-add', id: device, name: `${name} memdev`, memdev });
+    return device;
+  }
+
+  async #open(
+    owner: PortOwner,
+    name: PortName,
+    region: SharedRegion,
+    request: PortRequest,
+    options: GroupOptions,
+  ): Promise<Open> {
+    const port = this.#ports.find(name.name) ?? (await this.#ports.create(name, request.config, region, owner));
+    const { space, index } = port.domain.datapath;
+    const undo: (() => Promise<void> | void)[] = [() => this.#ports.dropUnused(port)];
     try {
-      const identity = { name, mac: macOf(owner, name), domain: domain.address, vnetHdr: options.vnetHdr };
+      const rings = freeRings(port, name);
+      const whole = allRings(rings).length === allRings(port.record).length;
+      // The header's length is the port's: who has only some of its rings has no say in it.
+      const vnetHdr = options.vnetHdr && port.kind === 'vale' && whole;
       const csbWindow = options.hugePages ? HUGE_PAGE : PAGE_SIZE;
-      const registration = createRegistration(space, region, config, identity, csbWindow);
-      undo.push(() => releaseRegistration(space, region, registration));
-      const number = await mailbox.call({ op: 'port-attach', domain: domain.address, port: registration.port });
-      if (number < 0) throw new SysError(`attach ${name} to switch ${domain.name}: no free port`, -number);
-      undo.push(async () => void (await this.#detach(domain, registration)));
+      const identity = { mac: port.mac, vnetHdr };
+      const registration = createRegistration(space, region.region, port.record, rings, identity, csbWindow);
+      undo.push(() => releaseRegistration(space, region.region, registration));
       const device = this.#nextDevice++;
       const { trustUnsealedMemory, maxDmaMaps } = options;
       const ptnet = { registration, trustUnsealedMemory, maxDmaMaps };
-      await this.#threads.devices.call({ op: 'ptnet-add', id: device, name, thread: index, ptnet });
+      await this.#threads.devices.call({ op: 'ptnet-add', id: device, name: name.name, thread: index, ptnet });
       const state = { attached: false, running: false, vnetHdrLen: 0 };
-      const port: Port = { name, owner, domain, region, registration, device, state };
-      domain.ports.add(port);
-      this.#ports.set(name, port);
-      this.#byDevice.set(device, port);
-      return port;
+      const open: Open = { name: name.text, port, owner, registration, device, state };
+      port.opens.add(open);
+      this.#byDevice.set(device, open);
+      return open;
     } catch (e) {
       for (const action of undo.toReversed()) await action();
       throw e;
     }
   }
 
-  async #closePort(port: Port): Promise<void> {
-    const { domain, registration, region } = port;
-    await this.#removeDevice(port.device);
-    this.#byDevice.delete(port.device);
-    this.#ports.delete(port.name);
-    await this.#detach(domain, registration);
-    releaseRegistration(domain.datapath.space, region, registration);
-    domain.ports.delete(port);
-    await this.#dropUnused(domain);
-  }
-
-  #detach(domain: Domain, registration: Registration): Promise<number> {
-    return domain.datapath.mailbox.call({ op: 'port-detach', domain: domain.address, port: registration.port });
-  }
-
-  /** The switch of that name, made if it is not there, on the thread with the fewest. */
-  async #domain(name: string): Promise<Domain> {
-    const known = this.#domains.get(name);
-    if (known !== undefined) {
-      if (known.error === undefined) return known;
-      throw new SysError(`switch ${name} was stopped by a fault (${known.error})`, errno.EIO);
-    }
-    const load = (d: Datapath): number => [...this.#domains.values()].filter((x) => x.datapath === d).length;
-    const datapath = this.#threads.datapaths.reduce((best, d) => (load(d) < load(best) ? d : best));
-    const bytes = pageRound(domainLayout.size);
-    const address = datapath.space.alloc(bytes);
-    datapath.arena.mapAnonymous(address, bytes);
-    await datapath.mailbox.call({ op: 'domain-add', domain: address, kind: DOMAIN_VALE });
-    const domain: Domain = { name, address, datapath, ports: new Set(), error: undefined };
-    this.#domains.set(name, domain);
-    return domain;
-  }
-
-  async #dropUnused(domain: Domain): Promise<void> {
-    if (domain.ports.size > 0) return;
-    this.#domains.delete(domain.name);
-    await domain.datapath.mailbox.call({ op: 'domain-remove', domain: domain.address });
-    domain.datapath.space.free(domain.address);
+  async #close(open: Open): Promise<void> {
+    const { port, registration, device } = open;
+    await this.#removeDevice(device);
+    this.#byDevice.delete(device);
+    port.opens.delete(open);
+    releaseRegistration(port.domain.datapath.space, port.region.region, registration);
+    await this.#ports.dropUnused(port);
   }
 
   async #endpoint(id: number, endpoint: Endpoint): Promise<void> {
@@ -252,21 +303,28 @@ export class Switchboard {
   async #removeDevice(id: number): Promise<void> {
     await this.#threads.devices.call({ op: 'remove', id });
   }
-
-  #closeRegion(region: Region): void {
-    this.#regions.delete(region.memId);
-    region.close();
-  }
-
-  #freeMemId(): number {
-    for (let id = 1; id < 65536; id++) if (!this.#regions.has(id)) return id;
-    throw new SysError('open: no free memory identifier', errno.ENOSPC);
-  }
 }
 
-/** A locally administered address, the same for the same owner and port at every start. */
-function macOf(owner: PortOwner, port: string): number[] {
-  const who = 'vm' in owner ? `vm ${owner.vm}` : `process ${owner.pid}`;
-  const hash = createHash('sha256').update(`${who} ${port}`).digest();
-  return [0x02, ...hash.subarray(0, 5)];
+/** The rings of a port that a name selects. @throws SysError EBUSY: one is in use; EOPNOTSUPP, SelectionError */
+function freeRings(port: Port, name: PortName): SelectedRings {
+  if ((name.flags & (NR_MONITOR_TX | NR_MONITOR_RX | NR_ZCOPY_MON)) !== 0) {
+    throw new SysError(`open ${name.text}: monitors (/t, /r, /z) are not served`, errno.EOPNOTSUPP);
+  }
+  const rings = selectRings(port.record, name);
+  const used = ringsInUse(port);
+  for (const ring of allRings(rings)) {
+    const open = used.get(ring.kring);
+    if (open === undefined) continue;
+    throw new SysError(`open ${name.text}: ${ownerText(open.owner)} has it or some of these rings open`, errno.EBUSY);
+  }
+  const exclusive = [...port.opens].find((open) => isExclusive(parsePortName(open.name)));
+  const first = exclusive ?? (isExclusive(name) ? [...port.opens][0] : undefined);
+  if (first !== undefined) {
+    const why =
+      exclusive === undefined ? 'is open, so that it cannot be had exclusively (/x)' : 'is open exclusively (/x)';
+    throw new SysError(`open ${name.text}: ${port.name} ${why} by ${ownerText(first.owner)}`, errno.EBUSY);
+  }
+  return rings;
 }
+
+const isExclusive = (name: PortName): boolean => (name.flags & NR_EXCLUSIVE) !== 0;

@@ -12,11 +12,13 @@ export interface RingStart {
 }
 
 export type Command =
-  | /** kind: DOMAIN_VALE, … */
-  { readonly op: 'domain-add'; readonly domain: number; readonly kind: number }
+  | /** kind: DOMAIN_VALE (the default), DOMAIN_PIPE, DOMAIN_NULL */
+  { readonly op: 'domain-add'; readonly domain: number; readonly kind?: number }
   | { readonly op: 'domain-remove'; readonly domain: number }
   | { readonly op: 'port-attach'; readonly domain: number; readonly port: number }
   | { readonly op: 'port-detach'; readonly domain: number; readonly port: number }
+  /** Takes a port of a switch to another one of this thread; its rings go on running. */
+  | { readonly op: 'port-move'; readonly from: number; readonly to: number; readonly port: number }
   /** Watches a device's kick eventfd. The sender closes it only after `kick-remove` was answered. */
   | { readonly op: 'kick-add'; readonly fd: number }
   | { readonly op: 'kick-remove'; readonly fd: number }
@@ -25,7 +27,6 @@ export type Command =
   /** CREATE: starts all rings of a device, or none. */
   | {
       readonly op: 'start';
-      readonly domain: number;
       readonly port: number;
       readonly vnetHdrLen: number;
       readonly rings: readonly RingStart[];
@@ -38,7 +39,7 @@ export type Command =
   | { readonly op: 'reset'; readonly krings: readonly number[] }
   | { readonly op: 'end' };
 
-/** `value`: the port number for port-attach; 0 or a positive errno for start; else 0. */
+/** `value`: the port number for port-attach and port-move, or a negative errno; 0 or a positive errno for start; else 0. */
 export type CommandResult = { readonly value: number } | { readonly error: string };
 
 /** What a datapath thread says of its own accord, to the control thread. */

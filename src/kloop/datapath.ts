@@ -25,6 +25,11 @@ export interface Datapath {
   /** Stops the port's rings (krStop), forgets its addresses, takes it off the domain. 0 or -EINVAL: not attached there. */
   valeDetach(domain: number, port: number): number;
   /**
+   * Takes a port from one switch to another; its rings go on running. Signals must have been drained. Returns its new
+   * port_id, or -EINVAL: not attached there, -ENOSPC: NM_BDG_MAXPORTS ports.
+   */
+  valeMove(from: number, to: number, port: number): number;
+  /**
    * Before control code rewrites the slots of a stopped ring: its peer, if it has one (pipes), leaves it alone until
    * krReset. 0 or -EBUSY: running.
    */

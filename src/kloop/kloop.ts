@@ -144,6 +144,10 @@ export class Kloop {
         // What a trap left of a domain is not touched any more; its memory goes with it.
         if (this.#failed(command.domain)) return 0;
         return this.#datapath.valeDetach(command.domain, command.port);
+      case 'port-move':
+        if (this.#failed(command.from) || this.#failed(command.to)) return -errno.EIO;
+        this.#signal(command.from);
+        return this.#datapath.valeMove(command.from, command.to, command.port);
       case 'kick-add':
         this.#epoll.add(command.fd, EPOLLIN | EPOLLET, command.fd);
         return 0;
@@ -157,7 +161,7 @@ export class Kloop {
         }
         return 0;
       case 'start':
-        return this.#start(command.domain, command.port, command.vnetHdrLen, command.rings);
+        return this.#start(command.port, command.vnetHdrLen, command.rings);
       case 'stop':
         for (const k of command.krings) this.#stop(k);
         return 0;
@@ -173,7 +177,7 @@ export class Kloop {
     }
   }
 
-  #domainAdd(address: number, kind: number): void {
+  #domainAdd(address: number, kind: number | undefined): void {
     if (kind === DOMAIN_PIPE) this.#datapath.pipeInit(address);
     else if (kind === DOMAIN_NULL) this.#datapath.nullInit(address);
     else this.#datapath.valeInit(address);
@@ -185,8 +189,8 @@ export class Kloop {
   }
 
   /** CREATE. Returns 0 or a positive errno. */
-  #start(domain: number, port: number, vnetHdrLen: number, rings: readonly RingStart[]): number {
-    if (this.#failed(domain)) return errno.EIO;
+  #start(port: number, vnetHdrLen: number, rings: readonly RingStart[]): number {
+    if (this.#failed(portLayout.get.domain(this.#m, port))) return errno.EIO;
     for (const { kring: k, atok, ktoa } of rings) {
       if (this.#running.has(k)) return errno.EBUSY;
       kring.set.atok(this.#m, k, atok);

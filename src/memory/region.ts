@@ -72,10 +72,15 @@ export function regionLayout(config: RegionConfig): RegionLayout {
   return { ifPool, ringPool, bufPool, size, fileSize: 2 ** Math.ceil(Math.log2(size)) };
 }
 
-/** A region has no object of a kind left. */
+/** A region has too few objects of a kind left. */
 export class RegionFullError extends Error {
+  /** @param what key of the region's configuration: interfaces, rings, slots, buffers */
   constructor(region: string, what: string, wanted: number, free: number) {
-    super(`region "${region}" has ${free} free ${what}, ${wanted} wanted: give the region more in its configuration`);
+    const has = what === 'slots' ? `rings of at most ${free} slots` : `${free} free ${what}`;
+    super(
+      `region "${region}" has ${has}, ${wanted} wanted: raise ${what} of the region in the configuration (regions), ` +
+        'use fewer or smaller rings, or close ports that use it',
+    );
     this.name = 'RegionFullError';
   }
 }
@@ -151,9 +156,10 @@ export class Region {
     return this.layout.ifPool.ofs + this.#interfaces.take(1)[0]! * this.layout.ifPool.objsz;
   }
 
-  /** Takes n rings: their byte offsets in the region. */
-  takeRings(n: number): number[] {
+  /** Takes n rings of at most `slots` slots: their byte offsets in the region. */
+  takeRings(n: number, slots = 0): number[] {
     const { ofs, objsz } = this.layout.ringPool;
+    if (ringBytes(slots) > objsz) throw new RegionFullError(this.name, 'slots', slots, this.maxSlots);
     return this.#rings.take(n).map((i) => ofs + i * objsz);
   }
 
@@ -173,6 +179,11 @@ export class Region {
 
   giveBuffers(indexes: readonly number[]): void {
     this.#buffers.give(indexes);
+  }
+
+  /** Slots of the longest ring. */
+  get maxSlots(): number {
+    return Math.floor((this.layout.ringPool.objsz - netmap_ring.size) / netmap_slot.size);
   }
 
   /** Objects not handed out. */

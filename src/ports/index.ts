@@ -1,3 +1,4 @@
-/** The control half of ports: names and registrations. */
+/** The control half of ports: names, ports, registrations. */
 export * from './names.ts';
+export * from './port.ts';
 export * from './registration.ts';

@@ -53,8 +53,11 @@ export function listText(status: DaemonStatus): string {
       bytesText(r.bytes),
       String(r.buffers),
       String(r.freeBuffers),
+      String(r.rings),
+      String(r.freeRings),
     ];
-    parts.push(table(['REGION', 'MEMID', 'SIZE', 'BUFFERS', 'FREE'], regions.map(rowOf), [1, 2, 3, 4]));
+    const regionHeads = ['REGION', 'MEMID', 'SIZE', 'BUFFERS', 'FREE', 'RINGS', 'FREE'];
+    parts.push(table(regionHeads, regions.map(rowOf), [1, 2, 3, 4, 5, 6]));
   }
   if (vms.length > 0) {
     const rowOf = (v: (typeof vms)[number]): string[] => [v.name, v.ports.join(' '), `ptnet vm ${v.name}`];
@@ -64,6 +67,7 @@ export function listText(status: DaemonStatus): string {
 }
 
 function owner({ owner: o }: PortStatus): string {
+  if ('nobody' in o) return '-';
   return 'vm' in o ? `vm ${o.vm}` : `pid ${o.pid} uid ${o.uid}`;
 }
 

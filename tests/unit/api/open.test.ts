@@ -122,7 +122,7 @@ test('errors say what to do', async () => {
   await assert.rejects(listDaemon(nowhere), /no ptnet daemon runs/);
   await assert.rejects(openPort('vale0:a', { runDir, bufSize: 77 }), { code: 'EINVAL', message: /multiple of 64/ });
   const first = await openPort('vale0:a', { runDir });
-  await assert.rejects(openPort('vale0:a', { runDir }), { code: 'EEXIST' });
+  await assert.rejects(openPort('vale0:a', { runDir }), { code: 'EBUSY' });
   await first.close();
 });
 

@@ -3,13 +3,15 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { NETMAP_FIRST_BUF, netmap_if, netmap_ring } from '../../../src/abi/index.ts';
-import { chooseBuffers } from '../../../src/device/index.ts';
-import { allRings } from '../../../src/ports/index.ts';
+import { allRings, ledgerOf } from '../../../src/ports/index.ts';
 import { type DeviceRig, RawGuest, type RigPort, SharedFile, SharedRing, withRig } from './rig.ts';
 
 const rings = (port: RigPort): SharedRing[] =>
   allRings(port.registration).map((ring) => new SharedRing(port.region, port.registration, ring));
 const buffersOf = (port: RigPort): number[] => rings(port).flatMap((ring) => ring.buffers());
+
+const ledgers = (rig: DeviceRig, port: RigPort): number[] =>
+  allRings(port.registration).flatMap((ring) => ledgerOf(rig.arena.m, ring));
 
 function assertNoneShared(...ports: RigPort[]): void {
   const all = ports.flatMap(buffersOf);
@@ -120,10 +122,10 @@ test('R19: the record of a neighbour that is gone counts, not what it left in it
     ]);
     guestB.client.close();
     while (b.device.state.attached) await new Promise((resolve) => setImmediate(resolve));
-    const record = b.device.asNeighbour.buffers.flat();
+    const record = ledgers(rig, b);
     assertNoneShared(a, b);
     for (const ring of rings(b)) for (let i = 0; i < 8; i++) ring.setBufIdx(i, 5);
-    assert.deepEqual(b.device.asNeighbour.buffers.flat(), record);
+    assert.deepEqual(ledgers(rig, b), record);
     await guestA.client.reset();
     const mine = buffersOf(a);
     assert.deepEqual(
@@ -147,11 +149,34 @@ test('R19: while a ring is stopped, frames for it are dropped and counted', () =
     assert.equal(guest.hwcur(0), 5, 'the sender goes on');
   }));
 
-test('chooseBuffers keeps a ring’s own record where nobody else holds it', () =>
+test('R19: a ring keeps its own ledger’s buffers where nobody else holds them', () =>
   withRig(async (rig) => {
     const a = rig.addPort({ shape: { txSlots: 4, rxSlots: 4 } });
-    assert.deepEqual(
-      chooseBuffers(a.registration, []),
-      allRings(a.registration).map((ring) => ring.buffers),
-    );
+    const guest = new RawGuest(await rig.connect(a.device));
+    await guest.client.reset();
+    assert.deepEqual(buffersOf(a), ledgers(rig, a));
   }));
+
+test('R19: the ledgers of a region stay disjoint, and after everyone has left they say what the slots hold', () =>
+  fc.assert(
+    fc.asyncProperty(fc.array(fc.tuple(fc.nat(15), fc.nat(15)), { maxLength: 40 }), (swaps) =>
+      withRig(async (rig) => {
+        const [a, b, guestA, guestB] = await pair(rig);
+        const all = [...ledgers(rig, a), ...ledgers(rig, b)].toSorted((x, y) => x - y);
+        permute(a, b, swaps);
+        for (const [port, guest] of [
+          [a, guestA],
+          [b, guestB],
+        ] as const) {
+          guest.client.close();
+          while (port.device.state.attached) await new Promise((resolve) => setImmediate(resolve));
+          assert.deepEqual(
+            [...ledgers(rig, a), ...ledgers(rig, b)].toSorted((x, y) => x - y),
+            all,
+          );
+          assert.deepEqual(new Set(ledgers(rig, port)), new Set(buffersOf(port)), 'what is given back is what it has');
+        }
+      }),
+    ),
+    { numRuns: 25 },
+  ));

@@ -21,8 +21,8 @@ import type { Command } from '../../../src/kloop/index.ts';
 import { type Datapath, loadDatapath } from '../../../src/kloop/datapath.ts';
 import { Arena, ArenaSpace, Region } from '../../../src/memory/index.ts';
 import { closeFd, F_SEAL_GROW, F_SEAL_SHRINK, memfd, socketPair } from '../../../src/os/index.ts';
-import type { PortConfig, RegisteredRing, Registration } from '../../../src/ports/index.ts';
-import { createRegistration, portNeeds } from '../../../src/ports/index.ts';
+import type { PortConfig, PortRing, Registration } from '../../../src/ports/index.ts';
+import { createPort, createRegistration, portNeeds } from '../../../src/ports/index.ts';
 import {
   memoryTransportPair,
   ServerConnection,
@@ -78,10 +78,10 @@ export const guestMemory = (bytes: number, seals = F_SEAL_SHRINK | F_SEAL_GROW):
 /** The slots and buffers of one ring of a registration, through the region's file. */
 export class SharedRing {
   readonly file: SharedFile;
-  readonly ring: RegisteredRing;
+  readonly ring: PortRing;
   readonly #r: Registration;
 
-  constructor(region: Region, registration: Registration, ring: RegisteredRing) {
+  constructor(region: Region, registration: Registration, ring: PortRing) {
     this.file = new SharedFile(region.fd, region.layout.size);
     this.ring = ring;
     this.#r = registration;
@@ -207,18 +207,20 @@ export class DeviceRig {
         this.ports.length + 1,
       );
     const n = this.ports.length + 1;
+    const record = createPort(this.space, region, add.name ?? `vale0:p${n}`, shape).ports[0]!;
     const registration = createRegistration(
       this.space,
       region,
-      shape,
-      { name: add.name ?? `vale0:p${n}`, mac: [2, 0, 0, 0, 0, n], domain: this.domain, vnetHdr: add.vnetHdr ?? false },
+      record,
+      record,
+      { mac: [2, 0, 0, 0, 0, n], vnetHdr: add.vnetHdr ?? false },
       add.csbWindow ?? 4096,
     );
     this.kloop.execute({ op: 'port-attach', domain: this.domain, port: registration.port });
     const rings: RingControl = {
-      start: (started, vnetHdrLen) =>
-        this.#call({ op: 'start', domain: this.domain, port: registration.port, vnetHdrLen, rings: started }),
+      start: (started, vnetHdrLen) => this.#call({ op: 'start', port: registration.port, vnetHdrLen, rings: started }),
       stop: async (krings) => void (await this.#call({ op: 'stop', krings })),
+      freeze: async (krings) => void (await this.#call({ op: 'freeze', krings })),
       reset: async (krings) => void (await this.#call({ op: 'reset', krings })),
       setIrqs: async (irqs) => void (await this.#call({ op: 'irq', irqs })),
       addKick: async (fd) => void (await this.#call({ op: 'kick-add', fd })),

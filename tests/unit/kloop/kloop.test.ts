@@ -248,7 +248,7 @@ test('a command that fails is answered with its reason; a start of running rings
     assert.match('error' in refused ? refused.error : '', /datapath: kick-remove: epoll_ctl\(DEL, fd 9999\): EBADF/);
     const { port, csbAddr, txRings } = a.registration;
     const rings = [{ kring: txRings[0]!.kring, atok: csbAddr[0], ktoa: csbAddr[1] }];
-    const again = rig.kloop.execute({ op: 'start', domain: rig.domain, port, vnetHdrLen: 0, rings });
+    const again = rig.kloop.execute({ op: 'start', port, vnetHdrLen: 0, rings });
     assert.deepEqual(again, { value: 16 });
     assert.equal(kring.get.state(rig.arena.m, txRings[0]!.kring), 1);
   }));

@@ -1,0 +1,228 @@
+/**
+ * The ports by name: made when they are first opened or by vale-ctl, in a region and in a domain, and released when nobody
+ * uses them any more. Control thread.
+ */
+import { createHash } from 'node:crypto';
+import { errno, SysError } from '../os/index.ts';
+import type { PortConfig, PortMemory, PortName, PortRecord } from '../ports/index.ts';
+import { allRings, createPipe, createPort, releasePorts, swapped } from '../ports/index.ts';
+import type { Domain, Domains } from './domains.ts';
+import type { Open } from './opens.ts';
+import type { PortOwner, Regions, SharedRegion } from './regions.ts';
+
+export interface Port {
+  /** "vale0:a", "netmap:x{1"; that of a persistent port changes as it is attached and detached. */
+  name: string;
+  readonly kind: 'vale' | 'pipe' | 'null';
+  /** Who made it. */
+  readonly owner: PortOwner;
+  readonly mac: readonly number[];
+  readonly region: SharedRegion;
+  readonly config: PortConfig;
+  domain: Domain;
+  /** Number in the domain. */
+  number: number;
+  memory: PortMemory;
+  record: PortRecord;
+  readonly opens: Set<Open>;
+  /** The other end of a pipe. */
+  peer: Port | undefined;
+  /** Made by vale-ctl -n: its interface name. It stays without users. */
+  readonly persistent: string | undefined;
+}
+
+/** A locally administered address, the same for the same owner and port at every start. */
+function macOf(owner: PortOwner, port: string): number[] {
+  const who = 'vm' in owner ? `vm ${owner.vm}` : `process ${owner.pid}`;
+  const hash = createHash('sha256').update(`${who} ${port}`).digest();
+  return [0x02, ...hash.subarray(0, 5)];
+}
+
+export class PortTable {
+  readonly #domains: Domains;
+  readonly #regions: Regions;
+  readonly #ports = new Map<string, Port>();
+
+  constructor(domains: Domains, regions: Regions) {
+    this.#domains = domains;
+    this.#regions = regions;
+  }
+
+  get all(): Iterable<Port> {
+    return this.#ports.values();
+  }
+
+  /** A port by its name; a persistent one also by "netmap:IF" while it is attached. */
+  find(name: string): Port | undefined {
+    return this.#ports.get(name) ?? [...this.#ports.values()].find((p) => name === `netmap:${p.persistent ?? ''}`);
+  }
+
+  /**
+   * Makes the port of a name, both ends if it is a pipe's. @param config as seen by the end that is named
+   * @throws SysError, RegionFullError, ArenaFullError; nothing is kept then
+   */
+  async create(name: PortName, config: PortConfig, region: SharedRegion, owner: PortOwner): Promise<Port> {
+    switch (name.kind) {
+      case 'vale': {
+        const domain = await this.#domains.get(name.bridge, 'vale');
+        return this.#make(domain, region, [name.name], config, owner);
+      }
+      case 'null': {
+        const domain = await this.#domains.get('null', 'null');
+        return this.#make(domain, region, [name.name], config, owner);
+      }
+      case 'pipe': {
+        const domain = await this.#domains.get(name.pipe, 'pipe');
+        const ends = [`${name.base}{${name.id}`, `${name.base}}${name.id}`];
+        return this.#make(domain, region, name.end === 'slave' ? ends.toReversed() : ends, config, owner);
+      }
+      case 'netmap':
+        throw new SysError(
+          `there is no interface ${name.port}: "ptnet vale-ctl -n ${name.port}" makes a persistent VALE port; ` +
+            'network cards are not served',
+          errno.ENXIO,
+        );
+    }
+  }
+
+  /** Makes a persistent port, on no switch yet. @throws as `create` */
+  async createPersistent(iface: string, config: PortConfig, region: SharedRegion, owner: PortOwner): Promise<Port> {
+    const name = `netmap:${iface}`;
+    const domain = await this.#domains.get(name, 'vale');
+    return this.#make(domain, region, [name], config, owner, iface);
+  }
+
+  /** One port, or the two ends of a pipe; returns the first. */
+  async #make(
+    domain: Domain,
+    region: SharedRegion,
+    names: readonly string[],
+    shape: PortConfig,
+    owner: PortOwner,
+    persistent?: string,
+  ): Promise<Port> {
+    const { space } = domain.datapath;
+    const [first, second] = names as [string, string?];
+    let memory: PortMemory | undefined;
+    const attached: PortRecord[] = [];
+    try {
+      memory =
+        second === undefined
+          ? createPort(space, region.region, first, shape)
+          : createPipe(space, region.region, [first, second], shape);
+      const made: Port[] = [];
+      for (const [i, record] of memory.ports.entries()) {
+        const number = await this.#attach(domain, record);
+        attached.push(record);
+        const { name } = record;
+        const mac = macOf(owner, name);
+        const { kind } = domain;
+        const config = i === 0 ? shape : swapped(shape);
+        const opens = new Set<Open>();
+        const own = { name, kind, owner, mac, region, config, domain, number, memory, record, opens, persistent };
+        made.push({ ...own, peer: undefined });
+      }
+      if (made[1] !== undefined) {
+        made[0]!.peer = made[1];
+        made[1].peer = made[0];
+      }
+      for (const port of made) {
+        domain.ports.add(port);
+        this.#ports.set(port.name, port);
+        this.#regions.use(region);
+      }
+      return made[0]!;
+    } catch (e) {
+      for (const record of attached) await this.#detach(domain, record);
+      if (memory !== undefined) releasePorts(space, region.region, memory);
+      await this.#domains.drop(domain);
+      throw e;
+    }
+  }
+
+  /** Releases a port, and the other end if it is a pipe's, unless it is in use. */
+  async dropUnused(port: Port): Promise<void> {
+    const ends = port.peer === undefined ? [port] : [port, port.peer];
+    if (port.persistent !== undefined || ends.some((p) => p.opens.size > 0)) return;
+    await this.#remove(ends);
+  }
+
+  /** Releases a persistent port that nobody has open. */
+  async removePersistent(port: Port): Promise<void> {
+    await this.#remove([port]);
+  }
+
+  async #remove(ends: readonly Port[]): Promise<void> {
+    const { domain, memory, region } = ends[0]!;
+    for (const port of ends) {
+      this.#ports.delete(port.name);
+      domain.ports.delete(port);
+      await this.#detach(domain, port.record);
+    }
+    releasePorts(domain.datapath.space, region.region, memory);
+    for (const _ of ends) this.#regions.leave(region);
+    await this.#domains.drop(domain);
+  }
+
+  /**
+   * Takes a persistent port from its domain to a switch, or off it. Its rings go on running.
+   * @throws SysError EBUSY: it is open, and the switch lives on another thread
+   */
+  async move(port: Port, name: string, domainName: string): Promise<void> {
+    const from = port.domain;
+    const to = await this.#domains.get(domainName, 'vale', this.#domains.find(domainName)?.datapath ?? from.datapath);
+    try {
+      if (to.datapath === from.datapath) {
+        const { address } = to;
+        const command = { op: 'port-move', from: from.address, to: address, port: port.record.port } as const;
+        port.number = checkAttached(await to.datapath.mailbox.call(command), port.name, to);
+      } else {
+        await this.#moveMemory(port, to);
+      }
+    } catch (e) {
+      await this.#domains.drop(to);
+      throw e;
+    }
+    from.ports.delete(port);
+    to.ports.add(port);
+    this.#ports.delete(port.name);
+    port.name = name;
+    port.domain = to;
+    this.#ports.set(name, port);
+    await this.#domains.drop(from);
+  }
+
+  /** To another thread: the port is made anew in its arena. */
+  async #moveMemory(port: Port, to: Domain): Promise<void> {
+    if (port.opens.size > 0) {
+      const where = `${to.name} is served by another datapath thread (${to.datapath.index})`;
+      throw new SysError(`${port.name} is open, and ${where}: close it, move it, and open it again`, errno.EBUSY);
+    }
+    const { region, config, domain: from } = port;
+    await this.#detach(from, port.record);
+    releasePorts(from.datapath.space, region.region, port.memory);
+    port.memory = createPort(to.datapath.space, region.region, port.name, config);
+    port.record = port.memory.ports[0]!;
+    port.number = await this.#attach(to, port.record);
+  }
+
+  async #attach(domain: Domain, record: PortRecord): Promise<number> {
+    const command = { op: 'port-attach', domain: domain.address, port: record.port } as const;
+    return checkAttached(await domain.datapath.mailbox.call(command), record.name, domain);
+  }
+
+  async #detach(domain: Domain, record: PortRecord): Promise<void> {
+    await domain.datapath.mailbox.call({ op: 'port-detach', domain: domain.address, port: record.port });
+  }
+}
+
+function checkAttached(result: number, port: string, domain: Domain): number {
+  if (result >= 0) return result;
+  const full = `attach ${port} to ${domain.name}: all ${domain.ports.size} ports that a switch can have are taken`;
+  throw new SysError(full, -result);
+}
+
+/** Rings of a port that are part of one of its opens, as kring addresses. */
+export function ringsInUse(port: Port): Map<number, Open> {
+  return new Map([...port.opens].flatMap((open) => allRings(open.registration).map((ring) => [ring.kring, open])));
+}

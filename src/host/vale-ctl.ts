@@ -1,0 +1,119 @@
+/**
+ * vale-ctl's operations: persistent ports, their attachment to switches, and what there is (vale-ctl(4), netmap_bdg.c).
+ * Control thread; called by the switchboard, one after another.
+ */
+import type { PortInfo, ValePort } from '../abi/index.ts';
+import { errno, SysError } from '../os/index.ts';
+import type { PortConfig } from '../ports/index.ts';
+import { parsePortName, portNeeds } from '../ports/index.ts';
+import type { Domains } from './domains.ts';
+import type { Port, PortTable } from './port-table.ts';
+import type { PortOwner, Regions } from './regions.ts';
+
+export class ValeCtl {
+  readonly #domains: Domains;
+  readonly #regions: Regions;
+  readonly #ports: PortTable;
+
+  constructor(domains: Domains, regions: Regions, ports: PortTable) {
+    this.#domains = domains;
+    this.#regions = regions;
+    this.#ports = ports;
+  }
+
+  /** -n: makes a persistent port. @throws SysError EEXIST, RegionFullError, ArenaFullError */
+  async newIf(
+    iface: string,
+    config: PortConfig,
+    bufSize: number,
+    memId: string | undefined,
+    owner: PortOwner,
+  ): Promise<PortInfo> {
+    const name = `netmap:${iface}`;
+    const parsed = parsePortName(name);
+    if (parsed.kind !== 'netmap' || parsed.name !== name) {
+      throw new SysError(`-n ${iface}: not the name of an interface`, errno.EINVAL);
+    }
+    if (this.#ports.find(name) !== undefined) throw new SysError(`-n ${iface}: it exists already`, errno.EEXIST);
+    const needs = portNeeds(config);
+    const region =
+      memId === undefined
+        ? this.#regions.create(iface, { interfaces: needs.rings, ...needs, bufSize }, owner)
+        : this.#regions.named(memId, owner);
+    try {
+      return portInfo(await this.#ports.createPersistent(iface, config, region, owner));
+    } catch (e) {
+      this.#regions.closeUnused();
+      throw e;
+    }
+  }
+
+  /** -r: removes a persistent port. @throws SysError EBUSY: it is attached or open */
+  async delIf(iface: string): Promise<void> {
+    const port = this.#persistent(iface, `-r ${iface}`);
+    if (isAttached(port)) throw new SysError(`-r ${iface}: it is attached as ${port.name}: -d that first`, errno.EBUSY);
+    if (port.opens.size > 0) throw new SysError(`-r ${iface}: it is open`, errno.EBUSY);
+    await this.#ports.removePersistent(port);
+  }
+
+  /** -a valeSSS:IF: returns the port's index. @throws SysError */
+  async attach(text: string): Promise<number> {
+    const name = parsePortName(text);
+    if (name.kind !== 'vale') throw new SysError(`-a ${text}: valeSSS:INTERFACE is wanted`, errno.EINVAL);
+    const port = this.#persistent(name.port, `-a ${text}`);
+    if (isAttached(port)) throw new SysError(`-a ${text}: it is attached already, as ${port.name}`, errno.EBUSY);
+    if (this.#ports.find(name.name) !== undefined) {
+      throw new SysError(`-a ${text}: the switch has another port of that name`, errno.EEXIST);
+    }
+    await this.#ports.move(port, name.name, name.bridge);
+    return port.number;
+  }
+
+  /** -d valeSSS:IF: returns the port's index. @throws SysError */
+  async detach(text: string): Promise<number> {
+    const port = this.#ports.find(text);
+    if (port === undefined) throw new SysError(`-d ${text}: there is no such port`, errno.ENOENT);
+    if (port.persistent === undefined) {
+      throw new SysError(`-d ${text}: it is a port of those who have it open, and goes with them`, errno.EINVAL);
+    }
+    if (!isAttached(port)) throw new SysError(`-d ${text}: it is attached to no switch`, errno.EINVAL);
+    const { number } = port;
+    await this.#ports.move(port, `netmap:${port.persistent}`, `netmap:${port.persistent}`);
+    return number;
+  }
+
+  /** -l: all ports of switches, or one. @throws SysError ENOENT */
+  list(text?: string): ValePort[] {
+    const switches = [...this.#domains.all].filter((d) => d.kind === 'vale' && d.name.startsWith('vale'));
+    const all = switches.flatMap((d, bridgeIdx) =>
+      [...d.ports].map(({ name, number }) => ({ name, bridgeIdx, portIdx: number })),
+    );
+    if (text === undefined) return all;
+    const found = all.filter((p) => p.name === text);
+    if (found.length === 0) throw new SysError(`-l ${text}: there is no such port`, errno.ENOENT);
+    return found;
+  }
+
+  /** -g. @throws SysError ENXIO */
+  info(text: string): PortInfo {
+    const port = this.#ports.find(text) ?? this.#ports.find(`netmap:${text}`);
+    if (port === undefined) throw new SysError(`-g ${text}: there is no such port`, errno.ENXIO);
+    return portInfo(port);
+  }
+
+  #persistent(iface: string, what: string): Port {
+    const port = this.#ports.find(`netmap:${iface}`);
+    if (port?.persistent !== undefined) return port;
+    throw new SysError(
+      `${what}: there is no interface ${iface}: "ptnet vale-ctl -n ${iface}" makes one; network cards are not served`,
+      errno.ENXIO,
+    );
+  }
+}
+
+const isAttached = (port: Port): boolean => port.name !== `netmap:${port.persistent ?? ''}`;
+
+function portInfo({ region, config }: Port): PortInfo {
+  const { txSlots, rxSlots, txRings, rxRings } = config;
+  return { memsize: region.region.layout.size, txSlots, rxSlots, txRings, rxRings, memId: region.region.memId };
+}
