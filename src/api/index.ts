@@ -14,9 +14,25 @@ export {
   NS_RFRAGS_SHIFT,
   type Views,
 } from '../abi/index.ts';
+export {
+  Ifnet,
+  type IfnetOptions,
+  MTU_MAX,
+  MTU_MIN,
+  parseEther,
+  parseLoaderConf,
+  vnetHdrTunable,
+} from '../guest/index.ts';
 export { defaultRunDir, SysError } from '../os/index.ts';
 export { controlRequest, listDaemon, stopDaemon } from './control.ts';
-export { type DeviceOptions, type OpenPortOptions, openDevice, openPort } from './open.ts';
+export {
+  type DeviceOptions,
+  type OpenInterfaceOptions,
+  type OpenPortOptions,
+  openDevice,
+  openInterface,
+  openPort,
+} from './open.ts';
 export { NetmapPort, POLLIN, POLLOUT, type WaitOptions } from './port.ts';
 export { PortSet } from './port-set.ts';
 export { NetmapRing } from './ring.ts';

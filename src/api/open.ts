@@ -1,11 +1,12 @@
 /** Opening ports: by name through a daemon, or on the device sockets of a virtual machine. */
 import type { OpenOptions } from '../abi/index.ts';
 import { PTNET_IO, PTNET_MDEV_IO, PTNETMAP_PCI_DEVICE_ID, PTNETMAP_PCI_NETIF_ID } from '../abi/index.ts';
-import type { PciDevice } from '../guest/index.ts';
+import type { IfnetOptions, PciDevice } from '../guest/index.ts';
 import {
   connectVfioUserPci,
   enableBusMaster,
   findPci,
+  Ifnet,
   Memdev,
   openPassivePci,
   openPci,
@@ -34,14 +35,38 @@ const MACHINE_PORT = /^ptnet:(\d+)$/;
  * process ends. In a virtual machine, "ptnet:0" is the first ptnet device on its PCI bus: no daemon is asked.
  * @throws SysError: no daemon, no device, not permitted, a bad name, no room; the message says what to do
  */
-export async function openPort(name: string, options: OpenPortOptions = {}): Promise<NetmapPort> {
+export function openPort(name: string, options: OpenPortOptions = {}): Promise<NetmapPort> {
+  return openNamed(name, options, (port, driver, memdev, release) => new NetmapPort(port, driver, memdev, release));
+}
+
+/** Options of `openInterface`: the port's, and the interface's. */
+export interface OpenInterfaceOptions extends OpenPortOptions, Omit<IfnetOptions, 'name'> {
+  /** Name of the interface (default ptnet0, or the first free number). */
+  readonly ifname?: string;
+}
+
+/**
+ * Opens a netmap port by name and makes it a network interface of this process's network namespace. Frames move
+ * while its `run` runs.
+ * @throws as openPort, and what Ifnet says
+ */
+export function openInterface(name: string, options: OpenInterfaceOptions = {}): Promise<Ifnet> {
+  const { ifname, mtu, ether, txcsum, rxcsum, tso, lro, ...port } = options;
+  const given = { name: ifname, mtu, ether, txcsum, rxcsum, tso, lro };
+  const ifnet = Object.fromEntries(Object.entries(given).filter(([, v]) => v !== undefined)) as IfnetOptions;
+  return openNamed(name, port, (_, driver, memdev, release) => new Ifnet(driver, memdev, ifnet, release));
+}
+
+type Make<T> = (name: string, driver: PtnetDriver, memdev: Memdev, release: () => Promise<void>) => T;
+
+async function openNamed<T>(name: string, options: OpenPortOptions, make: Make<T>): Promise<T> {
   const { runDir = defaultRunDir(), vnetHdr = false, ...rings } = options;
   const index = MACHINE_PORT.exec(name)?.[1];
   if (index !== undefined) {
     if (Object.keys(rings).length > 0) {
       throw new SysError(`${name}: the host has chosen its rings, this side cannot`, errno.EINVAL);
     }
-    return openMachinePort(name, Number(index), vnetHdr);
+    return openMachinePort(name, Number(index), vnetHdr, make);
   }
   const { reply, connection, fds } = await controlRequest(runDir, { op: 'open', port: name, options: rings });
   const [memdev, ptnet] = fds;
@@ -49,7 +74,7 @@ export async function openPort(name: string, options: OpenPortOptions = {}): Pro
     for (const fd of [connection, ...fds]) closeFd(fd);
     throw new SysError(`the daemon in ${runDir} sent ${fds.length} descriptors for port ${name}, not 2`, errno.EPROTO);
   }
-  return openSockets(reply.port, memdev, ptnet, vnetHdr, () => closeFd(connection));
+  return openSockets(reply.port, memdev, ptnet, vnetHdr, () => closeFd(connection), make);
 }
 
 /**
@@ -63,32 +88,34 @@ export function openDevice(
   options: DeviceOptions = {},
 ): Promise<NetmapPort> {
   const name = typeof ptnet === 'string' ? ptnet : `fd ${ptnet}`;
-  return openSockets(name, memdev, ptnet, options.vnetHdr ?? false, () => undefined);
+  const make: Make<NetmapPort> = (port, driver, dev, release) => new NetmapPort(port, driver, dev, release);
+  return openSockets(name, memdev, ptnet, options.vnetHdr ?? false, () => undefined, make);
 }
 
-function openSockets(
+function openSockets<T>(
   name: string,
   memdev: string | number,
   ptnet: string | number,
   vnetHdr: boolean,
   release: () => void,
-): Promise<NetmapPort> {
+  make: Make<T>,
+): Promise<T> {
   const devices = {
     memdev: () => connectVfioUserPci(memdev, `memdev of ${name}`),
     ptnet: () => connectVfioUserPci(ptnet, `ptnet device of ${name}`),
   };
-  return open(name, devices, vnetHdr, release);
+  return open(name, devices, vnetHdr, release, make);
 }
 
 /** Opens a device on this machine's own PCI bus, and the memdev of its region. */
-function openMachinePort(name: string, index: number, vnetHdr: boolean): Promise<NetmapPort> {
+function openMachinePort<T>(name: string, index: number, vnetHdr: boolean, make: Make<T>): Promise<T> {
   const found = findPci(PTNETMAP_PCI_NETIF_ID);
   const folder = found[index];
   if (folder === undefined) {
     throw new SysError(`${name}: this machine has ${found.length} ptnet devices on its PCI bus`, errno.ENODEV);
   }
   const ptnet = openPci(folder);
-  return open(name, { memdev: () => findMemdev(ptnet), ptnet: async () => ptnet }, vnetHdr, () => ptnet.close());
+  return open(name, { memdev: () => findMemdev(ptnet), ptnet: async () => ptnet }, vnetHdr, () => ptnet.close(), make);
 }
 
 /** The memdev whose region a ptnet device is in: a machine has one for each region. */
@@ -109,12 +136,13 @@ interface Devices {
   readonly ptnet: () => Promise<PciDevice>;
 }
 
-async function open(
+async function open<T>(
   name: string,
   devices: Devices,
   vnetHdr: boolean,
   release: () => void | Promise<void>,
-): Promise<NetmapPort> {
+  make: Make<T>,
+): Promise<T> {
   const undo: (() => void | Promise<void>)[] = [release];
   const unwind = async (): Promise<void> => {
     for (const step of undo.toReversed()) await step();
@@ -132,7 +160,7 @@ async function open(
     const driver = await PtnetDriver.attach(ptnetPci, memdev, { vnetHdr });
     try {
       await driver.create();
-      return new NetmapPort(name, driver, memdev, unwind);
+      return make(name, driver, memdev, unwind);
     } catch (e) {
       await driver.detach().catch(() => undefined);
       throw e;

@@ -3,10 +3,12 @@ import { Command, CommanderError } from 'commander';
 import { demoCommand } from './commands/demo.ts';
 import { bridgeCommand } from './commands/bridge.ts';
 import { hostCommand } from './commands/host.ts';
+import { ifconfigCommand } from './commands/ifconfig.ts';
 import { listCommand } from './commands/list.ts';
 import { nmreplayCommand } from './commands/nmreplay.ts';
 import { pktGenCommand } from './commands/pkt-gen.ts';
 import { stopCommand } from './commands/stop.ts';
+import { upCommand } from './commands/up.ts';
 import { vmCommand } from './commands/vm.ts';
 import { EXIT_USAGE, errorText, UsageError } from './errors.ts';
 import { VERSION } from './version.ts';
@@ -16,18 +18,19 @@ function program(): Command {
     .description('netmap passthrough: netmap ports for virtual machines and processes, in user space')
     .version(VERSION)
     .showSuggestionAfterError();
-  for (const c of [
+  const commands = [
     hostCommand(),
     listCommand(),
     pktGenCommand(),
     bridgeCommand(),
     nmreplayCommand(),
     vmCommand(),
+    upCommand(),
+    ifconfigCommand(),
     stopCommand(),
     demoCommand(),
-  ]) {
-    ptnet.addCommand(c);
-  }
+  ];
+  for (const c of commands) ptnet.addCommand(c);
   for (const c of [ptnet, ...ptnet.commands]) {
     c.exitOverride().configureOutput({
       outputError: (text, write) =>

@@ -1,0 +1,118 @@
+/**
+ * TAP interfaces of Linux (header linux/if_tun.h): Ethernet interfaces of this process's network namespace whose cable
+ * ends in descriptors. They go away with their last descriptor.
+ */
+import { errno, SysError } from './errno.ts';
+import { closeFd } from './events.ts';
+import { check, lastErrno, libc, scratch } from './libc.ts';
+import { fillName } from './netif.ts';
+
+const O_RDWR = 2;
+const O_NONBLOCK = 0x800;
+const O_CLOEXEC = 0x80000;
+const TUNSETIFF = 0x400454ca;
+const TUNSETOFFLOAD = 0x400454d0;
+const TUNSETVNETHDRSZ = 0x400454d8;
+const IFF_TAP = 0x0002;
+const IFF_MULTI_QUEUE = 0x0100;
+const IFF_NO_PI = 0x1000;
+const IFF_VNET_HDR = 0x4000;
+const TUN_F_CSUM = 1;
+const TUN_F_TSO4 = 2;
+const TUN_F_TSO6 = 4;
+const TUN_F_TSO_ECN = 8;
+
+/** Offloads that the reader of a TAP interface does for the network stack. */
+export interface TapOffload {
+  /** Checksums of TCP and UDP may be pending. */
+  readonly txcsum: boolean;
+  /** TCP segments longer than the MTU (needs txcsum). */
+  readonly tso: boolean;
+}
+
+export interface Tap {
+  /** The interface's name. */
+  readonly name: string;
+  /** One descriptor for each queue, non-blocking: a read or write is a frame, header included. */
+  readonly fds: readonly number[];
+}
+
+/**
+ * Makes a TAP interface in the calling thread's network namespace.
+ * @param name at most 15 bytes; "%d" stands for the first free number @param queues descriptors
+ * @param vnetHdrLen bytes of the VirtIO network header of every frame; 0: none, and no offloads
+ * @throws SysError: EBUSY (the name is in use), EPERM (not permitted), ENOENT (no /dev/net/tun)
+ */
+export function openTap(name: string, queues: number, vnetHdrLen: number, offload: TapOffload): Tap {
+  const fds: number[] = [];
+  const ifreq = scratch(40);
+  const size = scratch(4);
+  let given = name;
+  try {
+    for (let i = 0; i < queues; i++) {
+      const fd = check(libc.open('/dev/net/tun', O_RDWR | O_NONBLOCK | O_CLOEXEC, 0), 'open("/dev/net/tun")');
+      fds.push(fd);
+      fillName(ifreq.u8, given);
+      const flags = IFF_TAP | IFF_NO_PI | (vnetHdrLen > 0 ? IFF_VNET_HDR : 0) | (queues > 1 ? IFF_MULTI_QUEUE : 0);
+      ifreq.view.setUint16(16, flags, true);
+      if (libc.ioctl(fd, TUNSETIFF, ifreq.address) < 0) throw tapError(given, lastErrno());
+      given = new TextDecoder().decode(ifreq.u8.subarray(0, 16)).replace(/\0.*$/s, '');
+      if (vnetHdrLen === 0) continue;
+      size.view.setInt32(0, vnetHdrLen, true);
+      check(libc.ioctl(fd, TUNSETVNETHDRSZ, size.address), `ioctl(${given}, TUNSETVNETHDRSZ, ${vnetHdrLen})`);
+    }
+    setTapOffload({ name: given, fds }, vnetHdrLen > 0 ? offload : { txcsum: false, tso: false });
+    return { name: given, fds };
+  } catch (e) {
+    for (const fd of fds) closeFd(fd);
+    throw e;
+  }
+}
+
+function tapError(name: string, e: number): SysError {
+  if (e === errno.EBUSY) return new SysError(`interface ${name} exists and belongs to another process`, e);
+  if (e === errno.EPERM) return new SysError(`making interface ${name} takes the capability CAP_NET_ADMIN (root)`, e);
+  return new SysError(`ioctl(/dev/net/tun, TUNSETIFF, "${name}")`, e);
+}
+
+/** Says what the reader of the interface does for the network stack. */
+export function setTapOffload(tap: Tap, offload: TapOffload): void {
+  const tso = offload.txcsum && offload.tso ? TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN : 0;
+  const bits = (offload.txcsum ? TUN_F_CSUM : 0) | tso;
+  check(libc.ioctl(tap.fds[0]!, TUNSETOFFLOAD, bits), `ioctl(${tap.name}, TUNSETOFFLOAD, ${bits})`);
+}
+
+/** Pieces of memory (an array of struct iovec) between which and a descriptor one frame at a time is moved. */
+export class FrameVector {
+  readonly #iov: Uint32Array;
+  readonly #address: number;
+
+  constructor(length: number) {
+    const iov = scratch(16 * length);
+    this.#iov = new Uint32Array(iov.u8.buffer);
+    this.#address = iov.address;
+  }
+
+  /** Makes piece i the `bytes` bytes at a process address. The memory has to stay there. */
+  set(i: number, address: number, bytes: number): void {
+    this.#iov[4 * i] = address % 2 ** 32;
+    this.#iov[4 * i + 1] = Math.floor(address / 2 ** 32);
+    this.#iov[4 * i + 2] = bytes;
+  }
+
+  setBytes(i: number, bytes: number): void {
+    this.#iov[4 * i + 2] = bytes;
+  }
+
+  /** Reads one frame into `count` pieces from i on. Bytes, or the negative errno. */
+  read(fd: number, i: number, count: number): number {
+    const n = libc.readv(fd, this.#address + 16 * i, count);
+    return n >= 0 ? n : -lastErrno();
+  }
+
+  /** Writes one frame from `count` pieces from i on. Bytes, or the negative errno. */
+  write(fd: number, i: number, count: number): number {
+    const n = libc.writev(fd, this.#address + 16 * i, count);
+    return n >= 0 ? n : -lastErrno();
+  }
+}
