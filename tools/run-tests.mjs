@@ -23,6 +23,7 @@ const testFolders = [
   ['fuzz', 2],
   // Whole daemons, guests and machines: they measure nothing, but they wait for each other.
   ['e2e', 1],
+  ['net', 1],
 ];
 /** Longest a part may take before it is ended and counts as failed, minutes. */
 const partMinutes = { short: 12, long: 60 };

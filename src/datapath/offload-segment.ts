@@ -42,7 +42,6 @@ const TCP_FIN: u32 = 0x01;
 const TCP_PSH: u32 = 0x08;
 const TCP_CWR: u32 = 0x80;
 const IPV4_MORE_FRAGMENTS: u32 = 0x2000;
-const IPV4_DONT_FRAGMENT: u32 = 0x4000;
 /** Largest IP packet. */
 const IP_MAX: u32 = 65535;
 
@@ -59,7 +58,7 @@ export function segment(o: usize, kr: usize, header: v128, len: u32, tail: u32, 
   const size = udp ? vnetGsoSize(header) & ~7 : vnetGsoSize(header);
   const payload = len - hdrLen;
   if (size == 0 || (udp && load<u32>(o, offload_ipv6) != 0)) return drop(kr + kring_drop_offload);
-  const count: u32 = payload <= size ? 1 : (payload + size - 1) / size;
+  const count: u32 = payload <= vnetGsoSize(header) ? 1 : (payload + size - 1) / size;
   const first = count == 1 ? payload : size;
   const last = payload - (count - 1) * size;
   if (hdrLen + first - load<u32>(o, offload_l3) > IP_MAX) return drop(kr + kring_drop_offload);
@@ -80,6 +79,7 @@ function segmentTcp(o: usize, kr: usize, tail: u32, count: u32, size: u32, last:
   const l4 = load<u32>(o, offload_l4);
   const ipv6 = load<u32>(o, offload_ipv6) != 0;
   const id = get16(o, l3 + 4);
+  const fragment = get16(o, l3 + 6);
   const seq = get32(o, l4 + 4);
   const flags = get8(o, l4 + 13);
   const addresses = ipv6 ? sumHeader(o, l3 + 8, 32) : sumHeader(o, l3 + 12, 8);
@@ -96,7 +96,7 @@ function segmentTcp(o: usize, kr: usize, tail: u32, count: u32, size: u32, last:
     // The payload first: its sum belongs into the header.
     writeBody(o, hdrLen, body);
     const payloadSum: u64 = load<u32>(o, offload_sum);
-    fixIp(o, l3, hdrLen + body, id + i, 0);
+    fixIp(o, l3, hdrLen + body, id + i, fragment);
     let f = flags;
     if (i + 1 != count) f &= ~(TCP_FIN | TCP_PSH);
     if (i != 0) f &= ~TCP_CWR;
@@ -118,6 +118,7 @@ function fragmentUdp(o: usize, kr: usize, header: v128, tail: u32, count: u32, s
   const hdrLen = load<u32>(o, offload_hdr_len);
   const l3 = load<u32>(o, offload_l3);
   const id = get16(o, l3 + 4);
+  let fragment = get16(o, l3 + 6);
   const check = hdrLen + 6;
   let checkLow: usize = 0;
   let checkHigh: usize = 0;
@@ -133,7 +134,8 @@ function fragmentUdp(o: usize, kr: usize, header: v128, tail: u32, count: u32, s
     }
     writeBody(o, hdrLen, body);
     sum += load<u32>(o, offload_sum);
-    fixIp(o, l3, hdrLen + body, id, ((i * size) >> 3) | (i + 1 == count ? 0 : IPV4_MORE_FRAGMENTS));
+    if (count != 1) fragment = ((i * size) >> 3) | (i + 1 == count ? 0 : IPV4_MORE_FRAGMENTS);
+    fixIp(o, l3, hdrLen + body, id, fragment);
     if (i == 0) {
       checkLow = frameByte(o, check);
       checkHigh = frameByte(o, check + 1);
@@ -175,7 +177,7 @@ function fixIp(o: usize, l3: u32, len: u32, id: u32, fragment: u32): void {
   }
   put16(o, l3 + 2, len - l3);
   put16(o, l3 + 4, id);
-  put16(o, l3 + 6, fragment | (get16(o, l3 + 6) & IPV4_DONT_FRAGMENT));
+  put16(o, l3 + 6, fragment);
   put16(o, l3 + 10, 0);
   putCheck(o, l3 + 10, foldSum(sumHeader(o, l3, load<u32>(o, offload_l4) - l3)));
 }

@@ -56,6 +56,13 @@ export const libc = {
     'size_t',
     'size_t',
   ]),
+  setsockopt: fn<(fd: N, level: N, name: N, value: N, len: N) => N>('setsockopt', [
+    'int',
+    'int',
+    'int',
+    'size_t',
+    'uint',
+  ]),
   sendmsg: fn<(fd: N, msg: N, flags: N) => N>('sendmsg', ['int', 'size_t', 'int'], 'long'),
   recvmsg: fn<(fd: N, msg: N, flags: N) => N>('recvmsg', ['int', 'size_t', 'int'], 'long'),
   ioctl: fn<(fd: N, request: N, argument: N) => N>('ioctl', ['int', 'ulong', 'size_t']),

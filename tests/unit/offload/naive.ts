@@ -140,7 +140,7 @@ function segments(frame: Uint8Array, h: Required<VnetHeader>): Uint8Array[] | un
     const body = payload.subarray(i * h.gsoSize, (i + 1) * h.gsoSize);
     const f = Uint8Array.of(...frame.subarray(0, end), ...body);
     if (ipv6) put16(f, l3 + 4, f.length - l3 - 40);
-    else ipv4(f, l3, l4, be16(frame, l3 + 4) + i, be16(frame, l3 + 6) & 0x4000);
+    else ipv4(f, l3, l4, be16(frame, l3 + 4) + i, be16(frame, l3 + 6));
     const view = new DataView(f.buffer);
     view.setUint32(l4 + 4, view.getUint32(l4 + 4) + i * h.gsoSize);
     if (i + 1 < count) f[l4 + 13]! &= ~0x09;
@@ -159,13 +159,17 @@ function fragments(frame: Uint8Array, h: Required<VnetHeader>, at: Headers): Uin
   const size = h.gsoSize & ~7;
   if (frame.length < l4 + 8 || Math.min(frame.length, 256) < l4 + 8 || size === 0) return undefined;
   const whole = frame.slice(l4);
-  if (l4 - l3 + Math.min(size, whole.length) > 65535) return undefined;
+  if (l4 - l3 + Math.min(h.gsoSize, whole.length) > 65535) return undefined;
   if ((h.flags & NEEDS_CSUM) !== 0) put16(whole, 6, checksum(whole) || 0xffff);
-  const count = Math.ceil(whole.length / size);
+  const count = whole.length <= h.gsoSize ? 1 : Math.ceil(whole.length / size);
   return Array.from({ length: count }, (_, i) => {
-    const f = Uint8Array.of(...frame.subarray(0, l4), ...whole.subarray(i * size, (i + 1) * size));
+    const f = Uint8Array.of(
+      ...frame.subarray(0, l4),
+      ...(count === 1 ? whole : whole.subarray(i * size, (i + 1) * size)),
+    );
     const more = i + 1 < count ? 0x2000 : 0;
-    ipv4(f, l3, l4, be16(frame, l3 + 4), (be16(frame, l3 + 6) & 0x4000) | more | ((i * size) >> 3));
+    const place = count === 1 ? be16(frame, l3 + 6) : more | ((i * size) >> 3);
+    ipv4(f, l3, l4, be16(frame, l3 + 4), place);
     return f;
   });
 }

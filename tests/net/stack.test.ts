@@ -1,0 +1,161 @@
+/**
+ * Two Linux network stacks connected through a VALE switch, with and without the VirtIO header: everything that a
+ * stack nobody here wrote sends arrives, and what is on the wire is right.
+ */
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { type Host, Lab, netSkip } from './lab.ts';
+
+const long = process.env['PTNET_LONG'] === '1';
+const peer = fileURLToPath(new URL('http-peer.js', import.meta.url));
+const skip = netSkip('iperf3', 'ping', 'tcpdump', 'tshark');
+/** How much iperf3 sends in each way. */
+const AMOUNT = long ? ['-t', '5'] : ['-n', '20M'];
+const FILE = long ? 2 ** 30 : 32 * 2 ** 20;
+const expectedHash = (): string =>
+  spawnSync(process.execPath, [peer, 'hash', String(FILE)], { encoding: 'utf8' }).stdout.trim();
+
+const inet = (i: number): string[] => ['inet', `10.77.0.${i}/24`, 'inet6', `fd77::${i}/64`];
+const TARGETS = [
+  ['IPv4', '10.77.0.2', 'http://10.77.0.2:8080'],
+  ['IPv6', 'fd77::2', 'http://[fd77::2]:8080'],
+] as const;
+
+/** Sizes around what fits into a frame, a buffer, a segment. */
+const PING_SIZES = [64, 1400, 1452, 1453, 1472, 1473, 2000, 2048, 4096, 8972, 30_001, 65_000];
+
+const cases = [
+  { name: 'header on / on', a: [], b: [], check: [] },
+  { name: 'header on / off', a: [], b: ['--vnet-hdr', '0'], check: ['b'] },
+  { name: 'header off / on', a: ['--vnet-hdr', '0'], b: [], check: ['a'] },
+  { name: 'header off / off', a: ['--vnet-hdr', '0'], b: ['--vnet-hdr', '0'], check: ['a', 'b'] },
+  { name: 'header on / on, nothing received in large', a: ['-lro'], b: ['-rxcsum', '-lro'], check: [] },
+  { name: 'header on / off, MTU 9000', a: ['mtu', '9000'], b: ['mtu', '9000', '--vnet-hdr', '0'], check: ['b'] },
+] as const;
+
+for (const { name, a, b, check } of cases) {
+  describe(`stacks over VALE, ${name}`, { skip }, () => {
+    let lab: Lab;
+    const hosts: { a?: Host; b?: Host } = {};
+    let captures: string;
+
+    before(async () => {
+      captures = mkdtempSync(join(tmpdir(), 'ptnet-pcap-'));
+      lab = await Lab.start();
+      [hosts.a, hosts.b] = await Promise.all([
+        lab.host('vale0:a', ...inet(1), ...a),
+        lab.host('vale0:b', ...inet(2), ...b),
+      ]);
+      // IPv6 addresses are looked for on the net before they can be used.
+      for (let i = 0; i < 20; i++) {
+        const { status } = await hosts.a!.run('ping', ['-c1', '-W1', 'fd77::2']);
+        if (status === 0) return;
+        await new Promise((resolve) => setTimeout(resolve, 250));
+      }
+      assert.fail('IPv6 does not come up');
+    });
+    after(async () => {
+      await lab.close();
+      rmSync(captures, { recursive: true, force: true });
+    });
+
+    for (const [family, address, url] of TARGETS) {
+      it(`${family}: ping, 64 to 65,000 bytes`, async () => {
+        for (const size of PING_SIZES) {
+          const { status, stdout } = await hosts.a!.run('ping', ['-c2', '-i0.01', '-W2', `-s${size}`, address]);
+          assert.equal(status, 0, `${size} bytes: ${stdout}`);
+        }
+      });
+
+      it(`${family}: iperf3, both directions and both at once, nothing malformed dropped`, async () => {
+        const server = await hosts.b!.serve('iperf3', ['-s', '--forceflush']);
+        try {
+          for (const way of [[], ['-R'], ['--bidir'], ['-P4']]) {
+            const args = ['-c', address, ...AMOUNT, '-J', ...way];
+            const { status, stdout } = await hosts.a!.run('iperf3', args);
+            assert.equal(status, 0, stdout);
+            const { end } = JSON.parse(stdout) as { end: { sum_received: { bytes: number } } };
+            assert.ok(end.sum_received.bytes > 2 ** 20, `${way.join(' ')}: ${end.sum_received.bytes} bytes`);
+          }
+          for (const length of ['64', '1400', '9000']) {
+            const args = ['-u', '-b50M', '-l', length, '-c', address, '-n', '500K', '-J'];
+            const { status, stdout } = await hosts.a!.run('iperf3', args);
+            assert.equal(status, 0, stdout);
+          }
+        } finally {
+          server.kill('SIGKILL');
+        }
+        const { stdout } = await lab.ptnet(['list', '--json']);
+        const rings = (
+          JSON.parse(stdout) as {
+            domains: { ports: { txRings: { drops: object }[]; rxRings: { drops: object }[] }[] }[];
+          }
+        ).domains
+          .flatMap((d) => d.ports)
+          .flatMap((p) => [...p.txRings, ...p.rxRings]);
+        const reasons = new Set(rings.flatMap((r) => Object.keys(r.drops)));
+        for (const reason of ['drop_bad', 'drop_offload', 'drop_dst']) assert.ok(!reasons.has(reason), reason);
+      });
+
+      it(`${family}: a file over HTTP arrives with its hash`, async () => {
+        const server = await hosts.b!.serve(process.execPath, [peer, 'server']);
+        try {
+          const { stdout, stderr } = await hosts.a!.run(process.execPath, [peer, 'client', `${url}/${FILE}`], 600);
+          assert.equal(stdout.trim(), expectedHash(), stderr);
+        } finally {
+          server.kill('SIGKILL');
+        }
+      });
+    }
+
+    for (const receiver of check) {
+      it(`what ${receiver} sees on the wire has right checksums and lengths (tshark)`, async () => {
+        const file = join(captures, `${receiver}.pcap`);
+        const host = hosts[receiver]!;
+        const [client, server] = receiver === 'a' ? [hosts.b!, hosts.a!] : [hosts.a!, hosts.b!];
+        const to = receiver === 'a' ? 1 : 2;
+        const iperf = await server.serve('iperf3', ['-s', '--forceflush']);
+        const dump = host.spawn('tcpdump', ['-i', 'ptnet0', '-p', '-U', '-B', '65536', '-c', '12000', '-w', file]);
+        const ended = new Promise((resolve) => dump.once('exit', resolve));
+        try {
+          await new Promise<void>((resolve) => {
+            dump.stderr!.on('data', (text: Buffer) => text.includes('listening') && resolve());
+          });
+          for (const address of [`10.77.0.${to}`, `fd77::${to}`]) {
+            await client.run('ping', ['-c2', '-i0.01', '-s3000', address]);
+            for (const args of [
+              ['-n', '3M'],
+              ['-n', '3M', '-M', '777'],
+              ['-u', '-b50M', '-n', '1M', '-l', '3000'],
+            ]) {
+              const { status, stdout, stderr } = await client.run('iperf3', ['-c', address, ...args]);
+              assert.equal(status, 0, stdout + stderr);
+            }
+          }
+        } finally {
+          iperf.kill('SIGKILL');
+          dump.kill('SIGINT');
+        }
+        await ended;
+        const tshark = (filter: string): number => {
+          const args = ['-r', file, '-o', 'ip.check_checksum:TRUE', '-o', 'tcp.check_checksum:TRUE'];
+          const { status, stdout, stderr } = spawnSync(
+            'tshark',
+            [...args, '-o', 'udp.check_checksum:TRUE', '-Y', filter, '-T', 'fields', '-e', 'frame.number'],
+            { encoding: 'utf8', maxBuffer: 2 ** 26 },
+          );
+          assert.equal(status, 0, stderr);
+          return stdout.split('\n').filter((line) => line !== '').length;
+        };
+        assert.ok(tshark('tcp.checksum.status == 1') > 1000, 'frames were captured');
+        const wrong = ['ip', 'tcp', 'udp', 'icmp', 'icmpv6'].map((p) => `${p}.checksum.status == 0`);
+        assert.equal(tshark([...wrong, '_ws.malformed', '_ws.short', 'ip.len > frame.len'].join(' or ')), 0);
+      });
+    }
+  });
+}
