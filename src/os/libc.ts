@@ -40,7 +40,6 @@ export const libc = {
   ),
   readv: fn<(fd: N, iov: N, count: N) => N>('readv', ['int', 'size_t', 'int'], 'long'),
   writev: fn<(fd: N, iov: N, count: N) => N>('writev', ['int', 'size_t', 'int'], 'long'),
-  ioctl: fn<(fd: N, request: N, arg: N) => N>('ioctl', ['int', 'ulong', 'size_t']),
   open: fn<(path: string, flags: N, mode: N) => N>('open', ['str', 'int', 'uint']),
   close: fn<(fd: N) => N>('close', ['int']),
   socket: fn<(domain: N, type: N, protocol: N) => N>('socket', ['int', 'int', 'int']),
