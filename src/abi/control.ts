@@ -22,8 +22,8 @@ export type ControlRequest =
   | { readonly op: 'stop' };
 
 export type ValeCtlCommand =
-  /** -n: makes a persistent VALE port. @ID of its region: `memId` */
-  | { readonly letter: 'n'; readonly name: string; readonly options?: OpenOptions; readonly memId?: string }
+  /** -n: makes a persistent VALE port. `config` is what -C says, `memId` the @ID of its region (-m). */
+  | { readonly letter: 'n'; readonly name: string; readonly config?: string; readonly memId?: string }
   /** -r: removes it. */
   | { readonly letter: 'r'; readonly name: string }
   /** -a, -d: attaches it to a switch (valeSSS:IF), detaches it. */

@@ -3,7 +3,7 @@
  * Errors say what to do about them.
  */
 import { join } from 'node:path';
-import type { ControlReply, ControlRequest, DaemonStatus } from '../abi/index.ts';
+import type { ControlReply, ControlRequest, DaemonStatus, ValeCtlCommand } from '../abi/index.ts';
 import { CONTROL_MAX_LINE, CONTROL_SOCKET } from '../abi/index.ts';
 import { closeFd, connectUnix, defaultRunDir, errno, MessageSocket, SysError, watch } from '../os/index.ts';
 
@@ -51,6 +51,13 @@ export async function listDaemon(runDir: string = defaultRunDir()): Promise<Daem
   const { reply, connection } = await controlRequest(runDir, { op: 'list' });
   closeFd(connection);
   return reply.daemon;
+}
+
+/** Runs one of vale-ctl's operations (src/abi/control.ts). @throws SysError with the daemon's reason */
+export async function valeCtl(command: ValeCtlCommand, runDir: string = defaultRunDir()): Promise<Reply<'vale-ctl'>> {
+  const { reply, connection } = await controlRequest(runDir, { op: 'vale-ctl', command });
+  closeFd(connection);
+  return reply;
 }
 
 /** Asks a daemon to end; returns when it has taken the request. */

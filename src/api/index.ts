@@ -24,7 +24,7 @@ export {
   vnetHdrTunable,
 } from '../guest/index.ts';
 export { defaultRunDir, SysError } from '../os/index.ts';
-export { controlRequest, listDaemon, stopDaemon } from './control.ts';
+export { controlRequest, listDaemon, stopDaemon, valeCtl } from './control.ts';
 export {
   type DeviceOptions,
   type OpenInterfaceOptions,

@@ -9,6 +9,7 @@ import { nmreplayCommand } from './commands/nmreplay.ts';
 import { pktGenCommand } from './commands/pkt-gen.ts';
 import { stopCommand } from './commands/stop.ts';
 import { upCommand } from './commands/up.ts';
+import { valeCtlCommand } from './commands/vale-ctl.ts';
 import { vmCommand } from './commands/vm.ts';
 import { EXIT_USAGE, errorText, UsageError } from './errors.ts';
 import { VERSION } from './version.ts';
@@ -24,6 +25,7 @@ function program(): Command {
     pktGenCommand(),
     bridgeCommand(),
     nmreplayCommand(),
+    valeCtlCommand(),
     vmCommand(),
     upCommand(),
     ifconfigCommand(),

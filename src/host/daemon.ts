@@ -13,7 +13,7 @@ import type {
 import type { KloopEvent } from '../kloop/index.ts';
 import { regionLayout } from '../memory/index.ts';
 import { closeFd, errno, exitNow, type PeerCredentials, socketPair, SysError } from '../os/index.ts';
-import { parsePortName, pipeNeeds, portNeeds } from '../ports/index.ts';
+import { parsePortName, parseRingConfig, pipeNeeds, portNeeds } from '../ports/index.ts';
 import { DMA_MAPS_MAX } from '../vfio-user/index.ts';
 import { accessOf, type DaemonConfig, mayOpen } from './config.ts';
 import type { ControlAnswer } from './control-server.ts';
@@ -310,8 +310,9 @@ export class Daemon {
     const done = { ok: true, op: 'vale-ctl' } as const;
     switch (letter) {
       case 'n': {
-        const { bufSize, ...config } = shapeOf(this.config.ports, command.options ?? {});
         const { name, memId } = command;
+        const asked = command.config === undefined ? {} : parseRingConfig(command.config);
+        const { bufSize, ...config } = shapeOf(this.config.ports, asked);
         return { ...done, info: await this.#switchboard.valeCtl((c) => c.newIf(name, config, bufSize, memId, owner)) };
       }
       case 'r':

@@ -198,12 +198,29 @@ export class PortTable {
       const where = `${to.name} is served by another datapath thread (${to.datapath.index})`;
       throw new SysError(`${port.name} is open, and ${where}: close it, move it, and open it again`, errno.EBUSY);
     }
-    const { region, config, domain: from } = port;
+    const { domain: from } = port;
     await this.#detach(from, port.record);
-    releasePorts(from.datapath.space, region.region, port.memory);
-    port.memory = createPort(to.datapath.space, region.region, port.name, config);
-    port.record = port.memory.ports[0]!;
-    port.number = await this.#attach(to, port.record);
+    releasePorts(from.datapath.space, port.region.region, port.memory);
+    try {
+      await this.#remake(port, to);
+    } catch (e) {
+      await this.#remake(port, from);
+      throw e;
+    }
+  }
+
+  async #remake(port: Port, domain: Domain): Promise<void> {
+    const { space } = domain.datapath;
+    const memory = createPort(space, port.region.region, port.name, port.config);
+    const record = memory.ports[0]!;
+    try {
+      port.number = await this.#attach(domain, record);
+    } catch (e) {
+      releasePorts(space, port.region.region, memory);
+      throw e;
+    }
+    port.memory = memory;
+    port.record = record;
   }
 
   async #attach(domain: Domain, record: PortRecord): Promise<number> {

@@ -35,6 +35,9 @@ export class ValeCtl {
       throw new SysError(`-n ${iface}: not the name of an interface`, errno.EINVAL);
     }
     if (this.#ports.find(name) !== undefined) throw new SysError(`-n ${iface}: it exists already`, errno.EEXIST);
+    if (memId !== undefined && parsePortName(`${name}@${memId}`).memId !== memId) {
+      throw new SysError(`-m ${memId}: not the name of a region`, errno.EINVAL);
+    }
     const needs = portNeeds(config);
     const region =
       memId === undefined
