@@ -78,6 +78,23 @@ export function loadHeader(p: usize): v128 {
   return v128.load(p);
 }
 
+/** Words of a frame's headers. */
+export function loadFrame8(p: usize): u32 {
+  return load<u8>(p);
+}
+
+export function loadFrame16(p: usize): u32 {
+  return load<u16>(p);
+}
+
+export function loadFrame32(p: usize): u32 {
+  return load<u32>(p);
+}
+
+export function loadFrame64(p: usize): u64 {
+  return load<u64>(p);
+}
+
 /** Application's head. Pairs with its wmb between cur and head: read before `loadCur` (R6). */
 export function loadHead(atok: usize): u32 {
   return atomic.load<u32>(atok, nm_csb_atok_head);

@@ -7,6 +7,7 @@
  */
 import { deliverChain } from './chain';
 import { copyFrame, storeVnetHdr } from './copy';
+import { flowRing } from './flow';
 import { publish, rxsync } from './kring';
 import {
   DST_FLOOD,
@@ -53,6 +54,7 @@ import {
   nm_bdg_fwd_size,
   nm_bdg_fwd_src,
   port_num_rx_rings,
+  port_num_tx_rings,
   port_port_id,
   port_rx_rings,
   port_vnet_hdr_len,
@@ -263,7 +265,15 @@ function deliver(d: usize, kr: usize): void {
   while (ft != end) {
     const dst = load<u8>(ft, nm_bdg_fwd_dst);
     if (dst < DST_NONE) {
-      ft = deliverTo(d, at(d + domain_ports, dst), load<u32>(kr, kring_ring_id), ft, end, hdr);
+      const to = at(d + domain_ports, dst);
+      const rings = load<u32>(to, port_num_rx_rings);
+      if (rings == 1 || load<u32>(port, port_num_tx_rings) != 1) {
+        ft = deliverTo(d, to, load<u32>(kr, kring_ring_id), ft, end, hdr);
+      } else {
+        // A sender that cannot say by its ring: the flow says.
+        const next = ft + <u32>load<u8>(ft, nm_bdg_fwd_frags) * nm_bdg_fwd_size;
+        ft = deliverTo(d, to, packetRing(ft, hdr, rings), ft, next, hdr);
+      }
       continue;
     }
     const run = ft;
@@ -278,6 +288,14 @@ function deliver(d: usize, kr: usize): void {
   }
 }
 
+/** The ring of a receiver with several that a packet's flow goes to. */
+function packetRing(ft: usize, hdr: u32, rings: u32): u32 {
+  const len: u32 = load<u16>(ft, nm_bdg_fwd_len);
+  if (len > hdr) return flowRing(<usize>load<u32>(ft, nm_bdg_fwd_src) + hdr, len - hdr, rings);
+  const second = ft + nm_bdg_fwd_size;
+  return flowRing(load<u32>(second, nm_bdg_fwd_src), load<u16>(second, nm_bdg_fwd_len), rings);
+}
+
 /** End of the run of packets with the same destination that begins at ft. */
 function runEnd(ft: usize, end: usize): usize {
   const dst = load<u8>(ft, nm_bdg_fwd_dst);
@@ -287,8 +305,8 @@ function runEnd(ft: usize, end: usize): usize {
 }
 
 /**
- * Delivers the run of packets that begins at ft to one port. The receiving ring has the sender's number, modulo the
- * port's rx rings. Returns the end of the run.
+ * Delivers the run of packets that begins at ft to one port, to the ring of that number, modulo the port's rx rings.
+ * Returns the end of the run.
  */
 function deliverTo(d: usize, port: usize, ring: u32, ft: usize, end: usize, hdr: u32): usize {
   const rings = load<u32>(port, port_num_rx_rings);

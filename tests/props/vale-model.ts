@@ -114,7 +114,8 @@ export class ModelVale {
       if (known.port === from) return void counts.drop_nodst++;
       counts.copies++;
       const to = this.ports[known.port]!;
-      return to.rx[ring % to.rx.length]!.deliver(packet.frags, hdr, to.hdr);
+      const r = tx.length === 1 && to.rx.length > 1 ? flowRing(eth, to.rx.length) : ring % to.rx.length;
+      return to.rx[r]!.deliver(packet.frags, hdr, to.hdr);
     }
     for (const [i, to] of this.ports.entries()) {
       if (i === from) continue;
@@ -131,6 +132,39 @@ const address = (eth: Uint8Array, at: number): bigint => {
   for (let i = 5; i >= 0; i--) value = (value << 8n) | BigInt(eth[at + i]!);
   return value;
 };
+
+/** The ring of a flow: docs/vale.md. `eth`: the packet's slot from its Ethernet header on. */
+export function flowRing(eth: Uint8Array, rings: number): number {
+  const mask = (1n << 64n) - 1n;
+  const mix = (h: bigint): bigint => {
+    const m = (h * 0x9e37_79b9_7f4a_7c15n) & mask;
+    return m ^ (m >> 29n);
+  };
+  const word = (at: number, bytes: number): bigint => {
+    let value = 0n;
+    for (let i = bytes - 1; i >= 0; i--) value = (value << 8n) | BigInt(eth[at + i]!);
+    return value;
+  };
+  const ring = (h: bigint): number => Number(((h >> 32n) * BigInt(rings)) >> 32n);
+  let h = mix(word(0, 6) ^ word(6, 6));
+  const tagged = eth[12] === 0x81 && eth[13] === 0x00 && eth.length >= 18;
+  const l3 = tagged ? 18 : 14;
+  const type = eth[l3 - 2]! * 256 + eth[l3 - 1]!;
+  let proto = 0n;
+  let l4 = 0;
+  if (type === 0x0800 && eth.length >= l3 + 20) {
+    h = mix(h ^ word(l3 + 12, 4) ^ word(l3 + 16, 4));
+    proto = BigInt(eth[l3 + 9]!);
+    if ((eth[l3 + 6]! & 0x3f) === 0 && eth[l3 + 7] === 0) l4 = l3 + (eth[l3]! & 15) * 4;
+  } else if (type === 0x86dd && eth.length >= l3 + 40) {
+    h = mix(h ^ word(l3 + 8, 8) ^ word(l3 + 24, 8));
+    h = mix(h ^ word(l3 + 16, 8) ^ word(l3 + 32, 8));
+    proto = BigInt(eth[l3 + 6]!);
+    l4 = l3 + 40;
+  } else return ring(h);
+  if (l4 === 0 || (proto !== 6n && proto !== 17n) || eth.length < l4 + 4) return ring(mix(h ^ proto));
+  return ring(mix(h ^ proto ^ ((word(l4, 2) ^ word(l4 + 2, 2)) << 8n)));
+}
 
 export const rthash = (mac: bigint): number =>
   Number(BigInt.asUintN(64, mac * 0x9e37_79b9_7f4a_7c15n) / (2n ** 64n / BigInt(NM_BDG_HASH)));
