@@ -144,11 +144,11 @@ export class Daemon {
     return daemonStatus(this.#switchboard, { version: this.version, runDir: this.#runDir.path, vms: this.#vms });
   }
 
-  /** Names of ports that a client is attached to. */
-  attachedPorts(): string[] {
-    return [...this.#switchboard.domains].flatMap((d) =>
-      [...d.ports].filter((p) => [...p.opens].some((open) => open.state.attached)).map((p) => p.name),
-    );
+  /** Names of VMs that are connected to their devices: they run. */
+  attachedVms(): string[] {
+    const opens = [...this.#switchboard.domains].flatMap((d) => [...d.ports]).flatMap((p) => [...p.opens]);
+    const names = opens.flatMap(({ owner, state }) => (state.attached && 'vm' in owner ? [owner.vm] : []));
+    return [...new Set(names)];
   }
 
   /** Ends the daemon: in order if that takes at most 2 s, else at once (R20). Resolves `exited`. */

@@ -131,7 +131,7 @@ export class PtnetDaemon extends PtnetProcess {
     const config = `${runDir}.yaml`;
     writeFileSync(config, JSON.stringify({ runDir, ...rest })); // JSON is YAML
     const daemon = new PtnetDaemon(runDir, config);
-    await daemon.says(/runs in/);
+    await daemon.says(/"ptnet \S+ runs in/);
     return daemon;
   }
 

@@ -30,7 +30,17 @@ export function hostCommand(): Command {
       const { startDaemon } = await import('../../host/daemon.ts');
       const base = flags.config === undefined ? defaultConfig() : loadConfig(flags.config);
       const daemon = await startDaemon(mergeFlags(base, flags), VERSION);
-      for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => void daemon.stop(signal));
+      for (const signal of ['SIGTERM', 'SIGHUP'] as const) process.on(signal, () => void daemon.stop(signal));
+      let warned = false;
+      process.on('SIGINT', () => {
+        const vms = daemon.attachedVms();
+        if (warned || vms.length === 0) return void daemon.stop('SIGINT');
+        warned = true;
+        daemon.log.warn(
+          `not stopped: these VMs run and would lose their ports for good (QEMU may even abort): ${vms.join(', ')}; ` +
+            'end them first, or interrupt again (SIGTERM does not ask)',
+        );
+      });
       const failed = (e: unknown): void => {
         daemon.log.fatal({ err: e }, 'a fault of ptnet itself');
         void daemon.stop('a fault of ptnet itself', 1);

@@ -40,7 +40,7 @@ async function vm(name: string, [program, ...given]: readonly string[], flags: V
     process.stdout.write(flags.json ? `${JSON.stringify(line)}\n` : `${line.map(shellQuote).join(' ')}\n`);
     return;
   }
-  const busy = status.domains.flatMap((d) => d.ports).find((p) => p.attached && found.ports.includes(p.name));
+  const busy = status.domains.flatMap((d) => d.ports).find((p) => p.attached && 'vm' in p.owner && p.owner.vm === name);
   if (busy !== undefined) throw new Error(`VM ${name} runs already: somebody is connected to its port ${busy.name}`);
   await checkQemu(program);
   const end = await runQemu(program, args);
