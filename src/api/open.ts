@@ -1,6 +1,13 @@
 /** Opening ports: by name through a daemon, or on the device sockets of a virtual machine. */
 import type { OpenOptions } from '../abi/index.ts';
-import { PTNET_IO, PTNET_MDEV_IO, PTNETMAP_PCI_DEVICE_ID, PTNETMAP_PCI_NETIF_ID } from '../abi/index.ts';
+import {
+  NR_DO_RX_POLL,
+  NR_NO_TX_POLL,
+  PTNET_IO,
+  PTNET_MDEV_IO,
+  PTNETMAP_PCI_DEVICE_ID,
+  PTNETMAP_PCI_NETIF_ID,
+} from '../abi/index.ts';
 import type { IfnetOptions, PciDevice } from '../guest/index.ts';
 import {
   connectVfioUserPci,
@@ -25,6 +32,8 @@ export interface DeviceOptions {
 export interface OpenPortOptions extends OpenOptions, DeviceOptions {
   /** The daemon's run directory (default: the user's). */
   readonly runDir?: string;
+  /** nr_flags: NR_NO_TX_POLL, NR_DO_RX_POLL. The others are said in the name (/x, /R, /T) or by `vnetHdr`. */
+  readonly flags?: number;
 }
 
 /** The ports of the virtual machine that this runs in. */
@@ -36,11 +45,20 @@ const MACHINE_PORT = /^ptnet:(\d+)$/;
  * @throws SysError: no daemon, no device, not permitted, a bad name, no room; the message says what to do
  */
 export function openPort(name: string, options: OpenPortOptions = {}): Promise<NetmapPort> {
-  return openNamed(name, options, (port, driver, memdev, release) => new NetmapPort(port, driver, memdev, release));
+  const { flags = 0, ...rest } = options;
+  if ((flags & ~(NR_NO_TX_POLL | NR_DO_RX_POLL)) !== 0) {
+    const what = 'NR_NO_TX_POLL and NR_DO_RX_POLL only: /x /R /T in the name and vnetHdr say the others';
+    return Promise.reject(new SysError(`open ${name}: flags 0x${flags.toString(16)}: ${what}`, errno.EINVAL));
+  }
+  return openNamed(name, rest, (text, driver, memdev, release) => {
+    const port = new NetmapPort(text, driver, memdev, release);
+    port.pollFlags = flags;
+    return port;
+  });
 }
 
 /** Options of `openInterface`: the port's, and the interface's. */
-export interface OpenInterfaceOptions extends OpenPortOptions, Omit<IfnetOptions, 'name'> {
+export interface OpenInterfaceOptions extends Omit<OpenPortOptions, 'flags'>, Omit<IfnetOptions, 'name'> {
   /** Name of the interface (default ptnet0, or the first free number). */
   readonly ifname?: string;
 }

@@ -3,6 +3,7 @@
  * mmap of a netmap descriptor, in one object.
  */
 import type { Views } from '../abi/index.ts';
+import { NR_DO_RX_POLL, NR_NO_TX_POLL } from '../abi/index.ts';
 import type { GuestKring, Memdev, PtnetDriver } from '../guest/index.ts';
 import type { Watch } from '../os/index.ts';
 import { errno, eventfdRead, POLLERR, POLLHUP, POLLIN, POLLOUT, PollSet, SysError, watch } from '../os/index.ts';
@@ -55,6 +56,8 @@ export class NetmapPort {
   readonly memId: number;
   /** Not for applications: see PortSet. */
   readonly pollParts: PollParts;
+  /** NR_NO_TX_POLL: poll and wait hand tx slots over only for POLLOUT; NR_DO_RX_POLL: they sync rx rings in any case. */
+  pollFlags = 0;
   readonly #driver: PtnetDriver;
   readonly #tx: readonly GuestKring[];
   readonly #rx: readonly GuestKring[];
@@ -129,7 +132,10 @@ export class NetmapPort {
   rxsync(): void {
     if (this.#gone !== undefined) this.#throwGone();
     const rings = this.#rx;
-    for (let i = 0; i < rings.length; i++) if (rings[i]!.sync()) this.#driver.kick(rings[i]!.dir, i);
+    for (let i = 0; i < rings.length; i++) {
+      if (rings[i]!.sync()) this.#driver.kick(rings[i]!.dir, i);
+      this.rxRings[i]!.stamp();
+    }
   }
 
   /**
@@ -232,14 +238,15 @@ export class NetmapPort {
     let ready = 0;
     for (let i = 0; i < this.#tx.length; i++) {
       const kring = this.#tx[i]!;
-      if ((events & POLLOUT) === 0 && !kring.pending) continue;
+      if ((events & POLLOUT) === 0 && ((this.pollFlags & NR_NO_TX_POLL) !== 0 || !kring.pending)) continue;
       if (kring.sync()) this.#driver.kick(kring.dir, i);
       if (kring.rcur !== kring.rtail) ready |= POLLOUT;
     }
-    if ((events & POLLIN) === 0) return ready & events;
+    if ((events & POLLIN) === 0 && (this.pollFlags & NR_DO_RX_POLL) === 0) return ready & events;
     for (let i = 0; i < this.#rx.length; i++) {
       const kring = this.#rx[i]!;
       if (kring.sync()) this.#driver.kick(kring.dir, i);
+      this.rxRings[i]!.stamp();
       if (kring.rcur !== kring.rtail) ready |= POLLIN;
     }
     return ready & events;

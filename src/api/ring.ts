@@ -6,7 +6,7 @@
  * (net/netmap.h, "RINGS"). tx: slots it may fill; rx: slots that hold packets.
  */
 import type { Views } from '../abi/index.ts';
-import { NETMAP_FIRST_BUF, NR_DIR_TX, NS_BUF_CHANGED, netmap_ring, netmap_slot } from '../abi/index.ts';
+import { NETMAP_FIRST_BUF, NR_DIR_TX, NR_TIMESTAMP, NS_BUF_CHANGED, netmap_ring, netmap_slot } from '../abi/index.ts';
 import type { GuestKring } from '../guest/index.ts';
 
 const { head: HEAD, cur: CUR } = netmap_ring.ofs;
@@ -33,6 +33,9 @@ export class NetmapRing {
   #m: Views;
   readonly #head: number;
   readonly #cur: number;
+  readonly #ringFlags: number;
+  readonly #tsSec: number;
+  readonly #tsUsec: number;
   /** Address of slot 0. */
   readonly #slots: number;
   /** Address of buffer 0, and how many buffers there are. */
@@ -49,6 +52,9 @@ export class NetmapRing {
     this.#m = kring.m;
     this.#head = (kring.ring + HEAD) >>> 2;
     this.#cur = (kring.ring + CUR) >>> 2;
+    this.#ringFlags = (kring.ring + netmap_ring.ofs.flags) >>> 2;
+    this.#tsSec = (kring.ring + netmap_ring.ofs.ts_sec) >>> 2;
+    this.#tsUsec = (kring.ring + netmap_ring.ofs.ts_usec) >>> 2;
     this.#slots = kring.ring + netmap_ring.size;
     this.#buffers = buffers;
     this.#numBufs = numBufs;
@@ -73,6 +79,27 @@ export class NetmapRing {
   /** First slot that the host owns; changed by the sync functions only. */
   get tail(): number {
     return this.#kring.rtail;
+  }
+
+  /** Flags of the ring: NR_TIMESTAMP asks for `ts`; NR_FORWARD means nothing without host rings. */
+  get ringFlags(): number {
+    return this.#m.u32[this.#ringFlags]!;
+  }
+  set ringFlags(flags: number) {
+    this.#m.u32[this.#ringFlags] = flags;
+  }
+
+  /** ts: when the last sync of this rx ring took place, if it has NR_TIMESTAMP; µs since 1970. */
+  get ts(): number {
+    return this.#m.u32[this.#tsSec]! * 1e6 + this.#m.u32[this.#tsUsec]!;
+  }
+
+  /** Called by the port after a sync. Here, not on the host, as in CSB mode the host leaves the netmap_ring alone (R6). */
+  stamp(): void {
+    if ((this.#m.u32[this.#ringFlags]! & NR_TIMESTAMP) === 0) return;
+    const us = (performance.timeOrigin + performance.now()) * 1000;
+    this.#m.u32[this.#tsSec] = us / 1e6;
+    this.#m.u32[this.#tsUsec] = us % 1e6;
   }
 
   /** Slots that the application owns, from head on (nm_ring_space with head). */

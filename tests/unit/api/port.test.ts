@@ -1,6 +1,13 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { NS_BUF_CHANGED, nm_csb_atok, nm_csb_ktoa } from '../../../src/abi/index.ts';
+import {
+  NR_DO_RX_POLL,
+  NR_NO_TX_POLL,
+  NR_TIMESTAMP,
+  NS_BUF_CHANGED,
+  nm_csb_atok,
+  nm_csb_ktoa,
+} from '../../../src/abi/index.ts';
 import { type NetmapPort, POLLIN, POLLOUT } from '../../../src/api/port.ts';
 import { closeFd } from '../../../src/os/index.ts';
 import type { FakeConfig, FakeHost } from '../guest/fake-host.ts';
@@ -221,4 +228,31 @@ test('slot accesses and syncs allocate nothing', () =>
     assert.ok(sum > 0);
     // 16 million accesses: one byte each would be 16 MB. What is allowed is the runtime's own.
     assert.ok(grown < 400_000, `${grown} bytes for 2 million packets`);
+  }));
+
+test('NR_NO_TX_POLL, NR_DO_RX_POLL: what poll syncs beyond what it waits for', () =>
+  withFake({ slots: 8 }, ({ host, port }) => {
+    send(port, 'one');
+    port.pollFlags = NR_NO_TX_POLL;
+    port.poll(POLLIN, 0);
+    assert.equal(nm_csb_atok.get.head(host.m, host.atok(host.rings[0]!)), 0, 'not handed over');
+    port.poll(POLLOUT, 0);
+    assert.equal(nm_csb_atok.get.head(host.m, host.atok(host.rings[0]!)), 1);
+    host.turn();
+    assert.equal(port.poll(POLLOUT, 0), POLLOUT);
+    assert.equal(port.rxRings[0]!.space(), 0, 'rx is not looked at');
+    port.pollFlags = NR_DO_RX_POLL;
+    assert.equal(port.poll(POLLOUT, 0), POLLOUT);
+    assert.equal(port.rxRings[0]!.space(), 1);
+  }));
+
+test('NR_TIMESTAMP: an rx ring that asks for it says when it was synced', () =>
+  withFake({ slots: 8 }, ({ port }) => {
+    const ring = port.rxRings[0]!;
+    port.rxsync();
+    assert.equal(ring.ts, 0);
+    ring.ringFlags |= NR_TIMESTAMP;
+    const before = Date.now() * 1000;
+    port.rxsync();
+    assert.ok(ring.ts >= before - 1e6 && ring.ts <= Date.now() * 1000 + 1e6, `${ring.ts}`);
   }));
