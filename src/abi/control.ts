@@ -87,6 +87,15 @@ export interface DaemonStatus {
   readonly domains: readonly DomainStatus[];
   readonly regions: readonly RegionStatus[];
   readonly vms: readonly VmStatus[];
+  /** Address space of each datapath thread. */
+  readonly arenas: readonly ArenaStatus[];
+}
+
+export interface ArenaStatus {
+  readonly thread: number;
+  readonly freeBytes: number;
+  /** Free ranges as [offset, bytes], in ascending order. */
+  readonly freeRanges: readonly (readonly [number, number])[];
 }
 
 export interface DomainStatus {

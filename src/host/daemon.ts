@@ -141,7 +141,12 @@ export class Daemon {
   }
 
   status(): DaemonStatus {
-    return daemonStatus(this.#switchboard, { version: this.version, runDir: this.#runDir.path, vms: this.#vms });
+    return daemonStatus(this.#switchboard, {
+      version: this.version,
+      runDir: this.#runDir.path,
+      vms: this.#vms,
+      datapaths: this.#threads.datapaths,
+    });
   }
 
   /** Names of VMs that are connected to their devices: they run. */

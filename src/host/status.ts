@@ -1,5 +1,5 @@
 /** What `ptnet list` shows: read from the switchboard and, without any lock, from the datapath's counters. */
-import type { DaemonStatus, PortStatus, RegionStatus, RingStatus, Views, VmStatus } from '../abi/index.ts';
+import type { ArenaStatus, DaemonStatus, PortStatus, RegionStatus, RingStatus, Views, VmStatus } from '../abi/index.ts';
 import { kring, NR_REG_ONE_NIC } from '../abi/index.ts';
 import type { PortRing, SelectedRings } from '../ports/index.ts';
 import { parsePortName } from '../ports/index.ts';
@@ -7,6 +7,7 @@ import type { Domain } from './domains.ts';
 import type { Port } from './port-table.ts';
 import type { SharedRegion } from './regions.ts';
 import type { Switchboard } from './switchboard.ts';
+import type { Datapath } from './threads.ts';
 
 const DROPS = Object.keys(kring.fields).filter((name) => name.startsWith('drop_')) as (keyof typeof kring.get)[];
 
@@ -68,10 +69,16 @@ const regionStatus = ({ region }: SharedRegion): RegionStatus => ({
   freeInterfaces: region.free.interfaces,
 });
 
+const arenaStatus = ({ index, space }: Datapath): ArenaStatus => ({
+  thread: index,
+  freeBytes: space.freeBytes,
+  freeRanges: space.freeRanges.map(({ ofs, bytes }) => [ofs, bytes]),
+});
+
 /** The status of a daemon. */
 export function daemonStatus(
   switchboard: Switchboard,
-  daemon: { version: string; runDir: string; vms: readonly VmStatus[] },
+  daemon: { version: string; runDir: string; vms: readonly VmStatus[]; datapaths: readonly Datapath[] },
 ): DaemonStatus {
   return {
     pid: process.pid,
@@ -81,5 +88,6 @@ export function daemonStatus(
     domains: [...switchboard.domains].map(domainStatus),
     regions: [...switchboard.regions].map(regionStatus),
     vms: daemon.vms,
+    arenas: daemon.datapaths.map(arenaStatus),
   };
 }

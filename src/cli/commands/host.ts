@@ -1,8 +1,13 @@
 /** `ptnet host`: runs a daemon until a signal or `ptnet stop` ends it. */
+import { setFlagsFromString } from 'node:v8';
 import type { Command } from 'commander';
 import { exitNow } from '../../os/index.ts';
 import { type CommonFlags, collect, command } from '../command.ts';
 import { VERSION } from '../version.ts';
+
+/** How long a daemon that has been asked to end may still be starting. */
+const START_MS = 2000;
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
 interface HostCommandFlags extends CommonFlags {
   readonly config?: string;
@@ -25,11 +30,14 @@ export function hostCommand(): Command {
       'how much is logged: silent, fatal, error, warn, info, debug or trace (default: info)',
     )
     .action(async (flags: HostCommandFlags) => {
+      // V8 would collect garbage some seconds after each busy time, twice and more: a daemon at rest is to be at rest.
+      setFlagsFromString('--no-memory-reducer');
       // Loaded here, because the other commands need none of it and start in a third of the time without it.
       const { defaultConfig, loadConfig, mergeFlags } = await import('../../host/config.ts');
       const { startDaemon } = await import('../../host/daemon.ts');
       const base = flags.config === undefined ? defaultConfig() : loadConfig(flags.config);
-      const daemon = await startDaemon(mergeFlags(base, flags), VERSION);
+      const { started: daemon, signal: early } = await heedingSignals(startDaemon(mergeFlags(base, flags), VERSION));
+      if (early !== undefined) void daemon.stop(early);
       for (const signal of ['SIGTERM', 'SIGHUP'] as const) process.on(signal, () => void daemon.stop(signal));
       let warned = false;
       process.on('SIGINT', () => {
@@ -50,4 +58,24 @@ export function hostCommand(): Command {
       // R20: no thread that is blocked in a native call keeps the process.
       exitNow(code);
     });
+}
+
+/** Waits for the daemon to run. A signal until then is given back; if it then takes too long, it ends the process (R20). */
+async function heedingSignals<T>(starting: Promise<T>): Promise<{ started: T; signal: string | undefined }> {
+  let signal: string | undefined;
+  let late: NodeJS.Timeout | undefined;
+  const heed = (name: string): void => {
+    signal ??= name;
+    late ??= setTimeout(() => {
+      process.stderr.write(`ptnet: ${name} while the daemon was starting, which took too long\n`);
+      exitNow(1);
+    }, START_MS);
+  };
+  for (const name of SIGNALS) process.on(name, heed);
+  try {
+    return { started: await starting, signal };
+  } finally {
+    clearTimeout(late);
+    for (const name of SIGNALS) process.off(name, heed);
+  }
 }

@@ -112,6 +112,7 @@ test('list: a row for each port, drops by reason', () => {
         ],
       },
     ],
+    arenas: [{ thread: 0, freeBytes: 2 ** 32 - 2 * 2 ** 20, freeRanges: [[2 * 2 ** 20, 2 ** 32 - 2 * 2 ** 20]] }],
     regions: [
       {
         name: 'fw',

@@ -1,0 +1,24 @@
+/** A daemon whose guests are at rest is at rest: the one limit on time that the project sets itself. */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { setTimeout } from 'node:timers/promises';
+import { threadTimes, withLab } from './lab.ts';
+
+const SECONDS = 10;
+const MOST_TICKS = 5;
+const MOST_SWITCHES = 200;
+
+test('10 s with two attached guests at rest: at most 5 clock ticks and 200 voluntary switches, all threads together', (t) =>
+  withLab(async (lab) => {
+    for (const name of ['vale0:a', 'vale0:b']) await lab.guest('rest', name).line(/^resting/);
+    // Node compiles and collects for a while after it was busy.
+    await setTimeout(5000);
+    const before = threadTimes(lab.daemon.pid);
+    await setTimeout(SECONDS * 1000);
+    const after = threadTimes(lab.daemon.pid);
+    const ticks = after.ticks - before.ticks;
+    const switches = after.switches - before.switches;
+    t.diagnostic(`${ticks} ticks, ${switches} voluntary switches, ${after.threads} threads`);
+    assert.ok(ticks <= MOST_TICKS, `${ticks} ticks`);
+    assert.ok(switches <= MOST_SWITCHES, `${switches} voluntary switches`);
+  }));

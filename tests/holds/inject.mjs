@@ -1,0 +1,53 @@
+/**
+ * Loaded into every thread of a daemon (NODE_OPTIONS=--import): makes one thread fail once a file exists. PTNET_FAULT is
+ * THREAD:WHAT (main, devices, datapath; throw, block, reject, trap), PTNET_FAULT_FILE the file.
+ */
+import { existsSync } from 'node:fs';
+import { syncBuiltinESMExports } from 'node:module';
+import workers from 'node:worker_threads';
+
+const [where, what] = (process.env.PTNET_FAULT ?? ':').split(':');
+const file = process.env.PTNET_FAULT_FILE ?? '';
+const { isMainThread, workerData } = workers;
+const here = isMainThread ? 'main' : workerData?.ctl ? 'datapath' : workerData?.threads ? 'devices' : '';
+
+/** A native call that does not return for a long time. */
+async function blocker() {
+  const { default: koffi } = await import('koffi');
+  const sleep = koffi.load('libc.so.6').func('sleep', 'uint', ['uint']);
+  return () => sleep(600);
+}
+
+if (here === where && here !== '') {
+  const block = what === 'block' ? await blocker() : undefined;
+  const fail = () => {
+    if (what === 'block') return block();
+    if (what === 'reject') return void Promise.reject(new Error(`injected into ${here}`));
+    throw what === 'trap' ? new WebAssembly.RuntimeError('injected trap') : new Error(`injected into ${here}`);
+  };
+  if (here !== 'datapath') {
+    const timer = setInterval(() => {
+      if (!existsSync(file)) return;
+      clearInterval(timer);
+      fail();
+    }, 20);
+    timer.unref();
+  } else if (what === 'trap') {
+    // What serve throws stops the domain.
+    const { Instance } = WebAssembly;
+    WebAssembly.Instance = class {
+      constructor(...args) {
+        const { exports } = new Instance(...args);
+        return { exports: { ...exports, serve: (d) => (existsSync(file) ? fail() : exports.serve(d)) } };
+      }
+    };
+  } else {
+    // The thread never returns to its event loop: it fails when it takes its mail.
+    const { receiveMessageOnPort } = workers;
+    workers.receiveMessageOnPort = (port) => {
+      if (existsSync(file)) fail();
+      return receiveMessageOnPort(port);
+    };
+    syncBuiltinESMExports();
+  }
+}
