@@ -11,11 +11,10 @@ const file = process.env.PTNET_FAULT_FILE ?? '';
 const { isMainThread, workerData } = workers;
 const here = isMainThread ? 'main' : workerData?.ctl ? 'datapath' : workerData?.threads ? 'devices' : '';
 
-/** A native call that does not return for a long time. */
+/** A native call that does not return for a long time: poll(2) of nothing. */
 async function blocker() {
-  const { default: koffi } = await import('koffi');
-  const sleep = koffi.load('libc.so.6').func('sleep', 'uint', ['uint']);
-  return () => sleep(600);
+  const { libc } = await import(new URL('../../dist/src/os/libc.js', import.meta.url).href);
+  return () => libc.poll(0, 0, 600_000);
 }
 
 if (here === where && here !== '') {
@@ -35,11 +34,9 @@ if (here === where && here !== '') {
   } else if (what === 'trap') {
     // What serve throws stops the domain.
     const { Instance } = WebAssembly;
-    WebAssembly.Instance = class {
-      constructor(...args) {
-        const { exports } = new Instance(...args);
-        return { exports: { ...exports, serve: (d) => (existsSync(file) ? fail() : exports.serve(d)) } };
-      }
+    WebAssembly.Instance = function instance(...args) {
+      const { exports } = new Instance(...args);
+      return { exports: { ...exports, serve: (d) => (existsSync(file) ? fail() : exports.serve(d)) } };
     };
   } else {
     // The thread never returns to its event loop: it fails when it takes its mail.

@@ -110,18 +110,17 @@ export function holdings(pid: number): Holdings {
   return { fds: readdirSync(`/proc/${pid}/fd`).length, mappings: maps.length, shared, shmemKb };
 }
 
-/** Files of /proc/PID/task/N that count what the threads did. */
-export function threadTimes(pid: number): { ticks: number; switches: number; threads: number } {
-  let [ticks, switches, threads] = [0, 0, 0];
+/** What each thread of a process has done: clock ticks, voluntary switches (/proc/PID/task/N). */
+export function threadTimes(pid: number): Map<string, { ticks: number; switches: number }> {
+  const times = new Map<string, { ticks: number; switches: number }>();
   for (const task of readdirSync(`/proc/${pid}/task`)) {
     const stat = readFileSync(`/proc/${pid}/task/${task}/stat`, 'utf8');
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-    ticks += Number(fields[11]) + Number(fields[12]);
     const status = readFileSync(`/proc/${pid}/task/${task}/status`, 'utf8');
-    switches += Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(status)![1]);
-    threads++;
+    const switches = Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(status)![1]);
+    times.set(task, { ticks: Number(fields[11]) + Number(fields[12]), switches });
   }
-  return { ticks, switches, threads };
+  return times;
 }
 
 export class HoldsLab {
