@@ -55,6 +55,15 @@ export function eventfdDrain(fd: number): void {
   libc.preadv2(fd, iov.address, 1, -1, RWF_NOWAIT);
 }
 
+const full = scratch(8);
+/** Whether an eventfd's counter is at its highest value, so that a write has to wait. */
+export function eventfdIsFull(fd: number): boolean {
+  full.view.setInt32(0, fd, true);
+  full.view.setInt16(4, POLLOUT, true);
+  full.view.setInt16(6, 0, true);
+  return libc.poll(full.address, 1, 0) === 0;
+}
+
 /** Whether a descriptor, whoever sent it, is really an eventfd (R15). */
 export function isEventfd(fd: number): boolean {
   try {

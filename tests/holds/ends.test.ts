@@ -148,10 +148,10 @@ test('R2: a trap in the datapath stops its switch: the daemon says so, refuses o
     assert.equal(await stopped(), 'injected trap');
     const refused = lab.guest('traffic', 'vale0:b');
     await refused.exited;
-    assert.match(refused.stderr, /switch vale0 was stopped by a fault \(injected trap\)/);
+    assert.match(refused.stderr, /vale0 was stopped by a fault \(injected trap\)/);
     const other = lab.guest('traffic', 'vale1:a');
     await other.line(/^running/);
-    assert.match(lab.daemon.stderr, /switch vale0 was stopped by a fault in the datapath: injected trap/);
+    assert.match(lab.daemon.stderr, /vale0 was stopped by a fault in the datapath: injected trap/);
     guest.kill();
     await lab.guest('traffic', 'vale2:a').line(/^running/);
     lab.daemon.kill('SIGTERM');
