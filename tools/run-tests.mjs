@@ -169,6 +169,7 @@ const parts = new Map([
   ['format', () => check('node_modules/.bin/biome', ['format'])],
   ['lint', () => check('node_modules/.bin/oxlint', ['--deny-warnings'])],
   ['docs', () => check(process.execPath, ['tools/check-docs.mjs'])],
+  ['troubleshooting', () => check(process.execPath, ['tools/check-troubleshooting.mjs'])],
   ...testFolders.map(([folder, concurrency]) => [folder, () => tests(testFiles(testPath(folder)), concurrency)]),
 ]);
 
