@@ -21,6 +21,8 @@ const testFolders = [
   ['unit', 2],
   ['props', 2],
   ['fuzz', 2],
+  // netmap's own scenarios, by their numbers.
+  ['netmap-utils', 2],
   // Whole daemons, guests and machines: they measure nothing, but they wait for each other.
   ['holds', 1],
   ['e2e', 1],

@@ -60,6 +60,8 @@ export interface OpenOptions {
   readonly rxRings?: number;
   /** Bytes of a buffer, a multiple of 64 (default 2048). */
   readonly bufSize?: number;
+  /** Buffers besides those of the rings, on the list ni_bufs_head (nr_extra_bufs); fewer if the region has no more. */
+  readonly extraBufs?: number;
 }
 
 export type ControlReply =

@@ -18,6 +18,12 @@ export const DOMAIN_NULL = 3;
 /** Bytes of the frames that a null port gives. */
 export const NULL_FRAME_LEN = 60;
 
+/** Kinds of monitor (docs/monitors.md): kring.mon_kind of all its rings. */
+export const MONITOR_COPY = 1;
+export const MONITOR_ZCOPY = 2;
+/** Most rings of one direction that the monitors of a domain have together. */
+export const MAX_MONITOR_RINGS = 32;
+
 /** kring.state */
 export const KRING_STOPPED = 0;
 export const KRING_RUNNING = 1;
@@ -72,6 +78,18 @@ export const kring = struct('kring', 256, {
   shadow: [92, 'u32'],
   /** Pipes, tx: 1 while the packet that is not yet whole has a bad slot. */
   chain_bad: [96, 'u32'],
+  /** 0, or of a monitor's ring: MONITOR_COPY or MONITOR_ZCOPY. */
+  mon_kind: [100, 'u16'],
+  /** rx: up to where copy monitors have seen what arrived. */
+  mon_tail: [102, 'u16'],
+  /** The first of this ring's copy monitors (a list), and its zero-copy monitor, as krings; 0: none. Read as one u64. */
+  mon: [104, 'u32'],
+  zmon: [108, 'u32'],
+  /** Of a monitor's ring: the tx and the rx ring it is a monitor of, 0 when they are gone; the next ones on their lists. */
+  mon_of_tx: [112, 'u32'],
+  mon_of_rx: [116, 'u32'],
+  mon_next_tx: [120, 'u32'],
+  mon_next_rx: [124, 'u32'],
   /** Counters (docs/datapath.md): packets, slots and bytes that left (tx) or arrived in (rx) the ring. */
   packets: [128, 'u64'],
   slots: [136, 'u64'],
@@ -170,8 +188,8 @@ export const offload = struct('offload', 640, {
 /** Slots taken before they are looked up and copied; the chain that starts last may run past it (docs/datapath.md). */
 export const FT_GROUP = 64;
 
-/** Arena addresses of krings, most the rings of a full switch. */
-const ringList = 4 * NM_BDG_MAXPORTS * NM_BDG_MAXRINGS;
+/** Arena addresses of krings, most the rings of a full switch and its monitors. */
+const ringList = 4 * (NM_BDG_MAXPORTS * NM_BDG_MAXRINGS + MAX_MONITOR_RINGS);
 
 /**
  * A VALE switch, a pipe, or null ports. Control code gives it zeroed pages and calls valeInit, pipeInit or nullInit. Lists hold u32 arena addresses, `num_` says
@@ -190,6 +208,8 @@ export const domain = struct('domain', 128 * 1024, {
   turn: [24, 'u32'],
   /** Slots in `ft`. */
   num_ft: [28, 'u32'],
+  /** rx rings of the domain's monitors. */
+  num_monitor_rings: [32, 'u32'],
   /** Ports by port_id; 0 where there is none. */
   ports: [64, 'bytes', 4 * NM_BDG_MAXPORTS],
   /** Attached ports, in no order. */
@@ -206,4 +226,6 @@ export const domain = struct('domain', 128 * 1024, {
   /** vnet_ent for each entry of `ft` */
   vnet: [94208, 'bytes', vnet_ent.size * (FT_GROUP + NETMAP_MAX_FRAGS)],
   offload: [94208 + 2048, 'bytes', offload.size],
+  /** Words of the slots of the packet that monitors are being shown. */
+  mon_words: [96 * 1024, 'bytes', 8 * NETMAP_MAX_FRAGS],
 });

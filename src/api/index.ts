@@ -15,6 +15,7 @@ export {
   NS_INDIRECT,
   NS_MOREFRAG,
   NS_RFRAGS_SHIFT,
+  NS_TXMON,
   type Views,
 } from '../abi/index.ts';
 export {

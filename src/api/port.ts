@@ -3,7 +3,7 @@
  * mmap of a netmap descriptor, in one object.
  */
 import type { Views } from '../abi/index.ts';
-import { NR_DO_RX_POLL, NR_NO_TX_POLL } from '../abi/index.ts';
+import { NR_DO_RX_POLL, NR_NO_TX_POLL, netmap_if } from '../abi/index.ts';
 import type { GuestKring, Memdev, PtnetDriver } from '../guest/index.ts';
 import type { Watch } from '../os/index.ts';
 import { errno, eventfdRead, POLLERR, POLLHUP, POLLIN, POLLOUT, PollSet, SysError, watch } from '../os/index.ts';
@@ -54,6 +54,11 @@ export class NetmapPort {
   readonly vnetHdrLen: number;
   /** Number of the memory region (nr_mem_id): ports of one daemon with the same one can exchange buffers. */
   readonly memId: number;
+  /**
+   * Indexes of the buffers that the port has besides those of its rings (`extraBufs` of openPort): the list ni_bufs_head as
+   * it was at the start. They are the application's until it closes the port, which gives back what it has.
+   */
+  readonly extraBufs: readonly number[];
   /** Not for applications: see PortSet. */
   readonly pollParts: PollParts;
   /** NR_NO_TX_POLL: poll and wait hand tx slots over only for POLLOUT; NR_DO_RX_POLL: they sync rx rings in any case. */
@@ -85,6 +90,7 @@ export class NetmapPort {
     this.bufSize = memdev.bufPool.objsz;
     this.vnetHdrLen = driver.vnetHdrLen;
     this.memId = memdev.memId;
+    this.extraBufs = bufferList(this.m, driver.nifp, memdev);
     this.#driver = driver;
     this.#tx = driver.txRings;
     this.#rx = driver.rxRings;
@@ -227,6 +233,9 @@ export class NetmapPort {
     for (const ring of [...this.txRings, ...this.rxRings]) ring.detach();
     try {
       await this.#driver.detach(daemonGone);
+    } catch (e) {
+      // The daemon ended the connection, and nobody had noticed.
+      if ((e as { errno?: number }).errno !== errno.ECONNRESET) throw e;
     } finally {
       await this.#release();
     }
@@ -299,4 +308,17 @@ export class NetmapPort {
     const why = this.#closing === undefined ? `the daemon of port ${this.name} is gone` : `port ${this.name}`;
     throw new SysError(`${why} (${this.#gone})`, errno.ENODEV);
   }
+}
+
+/** Walks the list of extra buffers. @throws SysError EPROTO if it leads nowhere */
+function bufferList(m: Views, nifp: number, { region, bufPool }: Memdev): number[] {
+  const list: number[] = [];
+  for (let idx = netmap_if.get.ni_bufs_head(m, nifp); idx !== 0; ) {
+    if (idx >= bufPool.objnum || list.length >= bufPool.objnum) {
+      throw new SysError(`the list of extra buffers leads to buffer ${idx}, of ${bufPool.objnum}`, errno.EPROTO);
+    }
+    list.push(idx);
+    idx = m.u32[(region + bufPool.ofs + idx * bufPool.objsz) >>> 2]!;
+  }
+  return list;
 }

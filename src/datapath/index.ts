@@ -9,6 +9,7 @@ import {
   domain_active,
   domain_kind,
   domain_num_active,
+  domain_num_monitor_rings,
   domain_num_rx_running,
   domain_num_signals,
   domain_num_tx_running,
@@ -22,9 +23,16 @@ import {
   KRING_STOPPED,
   kring_armed,
   kring_dir,
+  kring_drop_nodst,
+  kring_hwcur,
+  kring_mon,
+  kring_mon_kind,
+  kring_port,
   kring_run_idx,
   kring_signalled,
   kring_state,
+  kring_zmon,
+  MAX_MONITOR_RINGS,
   NM_BDG_MAXPORTS,
   NR_DIR_TX,
   port_active_idx,
@@ -41,12 +49,14 @@ import {
   domainOf,
   publish,
   resetPositions,
+  rxReady,
   rxsync,
   setArmed,
   txReady,
   txsyncPrologue,
 } from './kring';
-import { nullRxReady, nullRxsync, nullTxsync } from './null';
+import { monitorForget, monitorLink, monitorSent, monitorUnlink, nextMonitor } from './monitor';
+import { nullRxsync, nullTxsync, sinkTxsync } from './null';
 import { pipeArmReceiver, pipeFreeze, pipeRxReady, pipeRxsync, pipeThaw, pipeTxOpen, pipeTxsync } from './pipe';
 import { at, push, removeAt } from './private';
 import { forgetPort } from './table';
@@ -88,8 +98,20 @@ function freeId(d: usize): u32 {
 
 export function valeDetach(d: usize, port: usize): i32 {
   if (load<u32>(port, port_domain) != <u32>d) return -EINVAL;
+  stopRings(port);
+  for (let i: u32 = 0; i < load<u32>(port, port_num_tx_rings); i++) monitorForget(at(port + port_tx_rings, i));
+  for (let i: u32 = 0; i < load<u32>(port, port_num_rx_rings); i++) monitorForget(at(port + port_rx_rings, i));
+  removePort(d, port);
+  return 0;
+}
+
+function stopRings(port: usize): void {
   for (let i: u32 = 0; i < load<u32>(port, port_num_tx_rings); i++) krStop(at(port + port_tx_rings, i));
   for (let i: u32 = 0; i < load<u32>(port, port_num_rx_rings); i++) krStop(at(port + port_rx_rings, i));
+}
+
+/** Takes a port off its domain. */
+function removePort(d: usize, port: usize): void {
   const id = load<u32>(port, port_port_id);
   forgetPort(d, id);
   store<u32>(d + (id << 2), 0, domain_ports);
@@ -97,17 +119,68 @@ export function valeDetach(d: usize, port: usize): i32 {
   const moved = removeAt(d + domain_num_active, d + domain_active, idx);
   if (moved != 0) store<u32>(moved, idx, port_active_idx);
   store<u32>(port, 0, port_domain);
+}
+
+export function monAttach(d: usize, port: usize, kind: u32): i32 {
+  if (load<u32>(port, port_domain) != 0) return -EBUSY;
+  const rings = load<u32>(d, domain_num_monitor_rings) + load<u32>(port, port_num_rx_rings);
+  if (rings > MAX_MONITOR_RINGS) return -ENOSPC;
+  store<u32>(d, rings, domain_num_monitor_rings);
+  store<u32>(port, <u32>d, port_domain);
+  for (let i: u32 = 0; i < load<u32>(port, port_num_tx_rings); i++)
+    store<u16>(at(port + port_tx_rings, i), kind, kring_mon_kind);
+  for (let i: u32 = 0; i < load<u32>(port, port_num_rx_rings); i++)
+    store<u16>(at(port + port_rx_rings, i), kind, kring_mon_kind);
   return 0;
+}
+
+export function monLink(monitor: usize, kr: usize): void {
+  monitorLink(monitor, kr);
+}
+
+export function monDetach(d: usize, port: usize): i32 {
+  if (load<u32>(port, port_domain) != <u32>d) return -EINVAL;
+  stopRings(port);
+  for (let i: u32 = 0; i < load<u32>(port, port_num_rx_rings); i++) monitorUnlink(at(port + port_rx_rings, i));
+  store<u32>(d, load<u32>(d, domain_num_monitor_rings) - load<u32>(port, port_num_rx_rings), domain_num_monitor_rings);
+  store<u32>(port, 0, port_domain);
+  return 0;
+}
+
+/** The monitors of a ring go with its port to another domain; those that have a domain in common are moved once. */
+function moveMonitors(from: usize, to: usize, kr: usize): void {
+  const dir = load<u32>(kr, kring_dir);
+  for (let m: usize = load<u32>(kr, kring_mon); m != 0; m = nextMonitor(m, dir))
+    moveMonitor(from, to, load<u32>(m, kring_port));
+  for (let m: usize = load<u32>(kr, kring_zmon); m != 0; m = load<u32>(m, kring_zmon))
+    moveMonitor(from, to, load<u32>(m, kring_port));
+}
+
+function moveMonitor(from: usize, to: usize, port: usize): void {
+  if (load<u32>(port, port_domain) != <u32>from) return;
+  const tx = load<u32>(port, port_num_tx_rings);
+  const rx = load<u32>(port, port_num_rx_rings);
+  for (let i: u32 = 0; i < tx; i++) suspend(from, at(port + port_tx_rings, i));
+  for (let i: u32 = 0; i < rx; i++) suspend(from, at(port + port_rx_rings, i));
+  store<u32>(from, load<u32>(from, domain_num_monitor_rings) - rx, domain_num_monitor_rings);
+  store<u32>(to, load<u32>(to, domain_num_monitor_rings) + rx, domain_num_monitor_rings);
+  store<u32>(port, <u32>to, port_domain);
+  for (let i: u32 = 0; i < tx; i++) resume(to, at(port + port_tx_rings, i));
+  for (let i: u32 = 0; i < rx; i++) resume(to, at(port + port_rx_rings, i));
 }
 
 export function valeMove(from: usize, to: usize, port: usize): i32 {
   if (load<u32>(port, port_domain) != <u32>from) return -EINVAL;
   if (freeId(to) == NM_BDG_MAXPORTS) return -ENOSPC;
+  if (load<u32>(from, domain_num_monitor_rings) + load<u32>(to, domain_num_monitor_rings) > MAX_MONITOR_RINGS)
+    return -ENOSPC;
   const tx = load<u32>(port, port_num_tx_rings);
   const rx = load<u32>(port, port_num_rx_rings);
   for (let i: u32 = 0; i < tx; i++) suspend(from, at(port + port_tx_rings, i));
   for (let i: u32 = 0; i < rx; i++) suspend(from, at(port + port_rx_rings, i));
-  valeDetach(from, port);
+  for (let i: u32 = 0; i < tx; i++) moveMonitors(from, to, at(port + port_tx_rings, i));
+  for (let i: u32 = 0; i < rx; i++) moveMonitors(from, to, at(port + port_rx_rings, i));
+  removePort(from, port);
   const id = valeAttach(to, port);
   for (let i: u32 = 0; i < tx; i++) resume(to, at(port + port_tx_rings, i));
   for (let i: u32 = 0; i < rx; i++) resume(to, at(port + port_rx_rings, i));
@@ -140,10 +213,14 @@ export function krFreeze(kr: usize): i32 {
   return 0;
 }
 
-/** Kind of the domain of a ring; 0 if its port is not attached. */
+/** Kind of the domain of a ring; 0 if its port is not attached, or a monitor. */
 function kindOf(kr: usize): u32 {
   const d = domainOf(kr);
-  return d == 0 ? 0 : load<u32>(d, domain_kind);
+  return d == 0 || isMonitor(kr) ? 0 : load<u32>(d, domain_kind);
+}
+
+function isMonitor(kr: usize): bool {
+  return <u32>load<u16>(kr, kring_mon_kind) != 0;
 }
 
 export function krCheck(kr: usize): i32 {
@@ -196,8 +273,7 @@ function dropSignal(d: usize, kr: usize): void {
 }
 
 export function serve(d: usize): u32 {
-  // A switch's receivers are asked when something is delivered; the others' releases are work of their own.
-  let moved: u32 = load<u32>(d, domain_kind) == DOMAIN_VALE ? 0 : syncReceivers(d);
+  let moved: u32 = releasesMatter(d) ? syncReceivers(d) : 0;
   const n = load<u32>(d, domain_num_tx_running);
   if (n == 0) return moved;
   let i = load<u32>(d, domain_turn);
@@ -213,21 +289,33 @@ export function serve(d: usize): u32 {
 /** Sends what the application of a running tx ring wants sent: at most the ring's length (R8). Returns the slots. */
 function txsync(d: usize, kr: usize): u32 {
   const kind = load<u32>(d, domain_kind);
+  // Nothing can be sent through a monitor.
+  if (isMonitor(kr)) return sinkTxsync(d, kr, kring_drop_nodst);
   if (kind == DOMAIN_PIPE) return pipeTxsync(d, kr);
   if (kind == DOMAIN_NULL) return nullTxsync(d, kr);
   if (!txsyncPrologue(kr)) return 0;
   setArmed(kr, 0);
+  if (load<u32>(kr, kring_mon) != 0) monitorSent(d, kr);
   return valeTxsync(d, kr);
 }
 
 /** Takes back what the application of a running rx ring released. Returns the slots, where that is work for others. */
 function syncReceiver(d: usize, kr: usize): u32 {
-  const kind = load<u32>(d, domain_kind);
+  const kind = isMonitor(kr) ? 0 : load<u32>(d, domain_kind);
   if (kind == DOMAIN_PIPE) return pipeRxsync(d, kr);
   if (kind == DOMAIN_NULL) return nullRxsync(d, kr);
+  const hwcur = load<u32>(kr, kring_hwcur);
   rxsync(kr);
   publish(d, kr);
-  return 0;
+  return load<u32>(kr, kring_zmon) != 0 && load<u32>(kr, kring_hwcur) != hwcur ? 1 : 0;
+}
+
+/**
+ * Whether releases are work of their own. A switch's receivers are asked when something is delivered, unless a monitor may
+ * wait for what they release.
+ */
+function releasesMatter(d: usize): bool {
+  return load<u32>(d, domain_kind) != DOMAIN_VALE || load<u32>(d, domain_num_monitor_rings) != 0;
 }
 
 function syncReceivers(d: usize): u32 {
@@ -242,11 +330,13 @@ export function arm(d: usize): void {
   const kind = load<u32>(d, domain_kind);
   const tx = load<u32>(d, domain_num_tx_running);
   for (let i: u32 = 0; i < tx; i++) setArmed(at(d + domain_tx_running, i), 1);
-  if (kind == DOMAIN_VALE) return;
+  if (!releasesMatter(d)) return;
   const rx = load<u32>(d, domain_num_rx_running);
   for (let i: u32 = 0; i < rx; i++) {
     const kr = at(d + domain_rx_running, i);
-    if (kind == DOMAIN_PIPE) pipeArmReceiver(kr);
+    if (kind == DOMAIN_VALE || isMonitor(kr)) {
+      if (load<u32>(kr, kring_zmon) != 0) setArmed(kr, 1);
+    } else if (kind == DOMAIN_PIPE) pipeArmReceiver(kr);
     else setArmed(kr, 1);
   }
 }
@@ -257,13 +347,15 @@ export function look(d: usize): u32 {
   const tx = load<u32>(d, domain_num_tx_running);
   for (let i: u32 = 0; i < tx; i++) {
     const kr = at(d + domain_tx_running, i);
-    if (txReady(kr) && (kind != DOMAIN_PIPE || pipeTxOpen(kr))) ready++;
+    if (txReady(kr) && (kind != DOMAIN_PIPE || isMonitor(kr) || pipeTxOpen(kr))) ready++;
   }
-  if (kind == DOMAIN_VALE) return ready;
+  if (!releasesMatter(d)) return ready;
   const rx = load<u32>(d, domain_num_rx_running);
   for (let i: u32 = 0; i < rx; i++) {
     const kr = at(d + domain_rx_running, i);
-    if (kind == DOMAIN_PIPE ? pipeRxReady(kr) : nullRxReady(kr)) ready++;
+    if (kind == DOMAIN_VALE || isMonitor(kr)) {
+      if (load<u32>(kr, kring_zmon) != 0 && rxReady(kr)) ready++;
+    } else if (kind == DOMAIN_PIPE ? pipeRxReady(kr) : rxReady(kr)) ready++;
   }
   return ready;
 }

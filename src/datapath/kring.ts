@@ -16,6 +16,8 @@ import {
   kring_hwcur,
   kring_hwtail,
   kring_ktoa,
+  kring_mon,
+  kring_mon_tail,
   kring_num_slots,
   kring_port,
   kring_pub_hwcur,
@@ -26,9 +28,11 @@ import {
   kring_signalled,
   kring_signals,
   kring_state,
+  kring_zmon,
   NR_DIR_TX,
   port_domain,
 } from './layouts.generated';
+import { monitorMoved, monitorReleased } from './monitor';
 import { loadApplNeedKick, loadCur, loadHead, loadKernNeedKick, storeAtok, storeKernNeedKick, storeKtoa } from './peer';
 import { bump, push } from './private';
 
@@ -89,7 +93,15 @@ export function rxsync(kr: usize): void {
   setArmed(kr, 0);
   const atok: usize = load<u32>(kr, kring_atok);
   const head = loadHead(atok);
-  if (accept(kr, head, loadCur(atok))) store<u32>(kr, head, kring_hwcur);
+  if (!accept(kr, head, loadCur(atok))) return;
+  const hwcur = load<u32>(kr, kring_hwcur);
+  if (load<u32>(kr, kring_zmon) != 0 && head != hwcur) monitorReleased(domainOf(kr), kr, hwcur, head);
+  store<u32>(kr, head, kring_hwcur);
+}
+
+/** Whether `rxsync` would find released slots, unless the ring is faulty. */
+export function rxReady(kr: usize): bool {
+  return load<u32>(kr, kring_faulty) == 0 && loadHead(load<u32>(kr, kring_atok)) != load<u32>(kr, kring_rhead);
 }
 
 /**
@@ -101,6 +113,8 @@ export function publish(d: usize, kr: usize): void {
   const hwtail = load<u32>(kr, kring_hwtail);
   const moved = hwtail != load<u32>(kr, kring_rtail);
   if (!moved && hwcur == load<u32>(kr, kring_pub_hwcur)) return;
+  // mon and zmon at once.
+  if (moved && load<u64>(kr, kring_mon) != 0) monitorMoved(d, kr);
   storeKtoa(load<u32>(kr, kring_ktoa), hwcur, hwtail);
   store<u32>(kr, hwcur, kring_pub_hwcur);
   store<u32>(kr, hwtail, kring_rtail);
@@ -146,6 +160,7 @@ export function resetPositions(kr: usize): void {
   const tx = load<u32>(kr, kring_dir) == NR_DIR_TX;
   store<u32>(kr, 0, kring_hwcur);
   store<u32>(kr, tx ? load<u32>(kr, kring_num_slots) - 1 : 0, kring_hwtail);
+  store<u16>(kr, 0, kring_mon_tail);
   store<u32>(kr, 0, kring_rhead);
   store<u32>(kr, 0, kring_rcur);
   store<u32>(kr, 0, kring_faulty);

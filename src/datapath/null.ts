@@ -4,12 +4,11 @@
  */
 import { publish, rxsync, setArmed, txsyncPrologue } from './kring';
 import {
-  kring_atok,
   kring_bytes,
   kring_copies,
-  kring_faulty,
   kring_hwcur,
   kring_hwtail,
+  kring_mon,
   kring_num_slots,
   kring_packets,
   kring_rhead,
@@ -19,13 +18,20 @@ import {
   NS_RFRAGS_SHIFT,
   NULL_FRAME_LEN,
 } from './layouts.generated';
-import { loadHead, loadSlot, slotAt, slotFlags, slotLen, storeSlot } from './peer';
+import { monitorSent } from './monitor';
+import { loadSlot, slotAt, slotFlags, slotLen, storeSlot } from './peer';
 import { bump } from './private';
 
 /** Takes slots hwcur .. rhead - 1 of a running tx ring. Returns how many. */
 export function nullTxsync(d: usize, kr: usize): u32 {
+  return sinkTxsync(d, kr, kring_copies);
+}
+
+/** The same; packets are counted in `packets` and in another counter, given by its offset. */
+export function sinkTxsync(d: usize, kr: usize, counter: usize): u32 {
   if (!txsyncPrologue(kr)) return 0;
   setArmed(kr, 0);
+  if (load<u32>(kr, kring_mon) != 0) monitorSent(d, kr);
   const n = load<u32>(kr, kring_num_slots);
   const ring: usize = load<u32>(kr, kring_ring);
   const head = load<u32>(kr, kring_rhead);
@@ -41,7 +47,7 @@ export function nullTxsync(d: usize, kr: usize): u32 {
   store<u32>(kr, head, kring_hwcur);
   store<u32>(kr, head == 0 ? n - 1 : head - 1, kring_hwtail);
   count(kr, slots, packets, bytes);
-  bump(kr + kring_copies, packets);
+  bump(kr + counter, packets);
   publish(d, kr);
   return slots;
 }
@@ -69,9 +75,4 @@ function count(kr: usize, slots: u32, packets: u32, bytes: u32): void {
   bump(kr + kring_slots, slots);
   bump(kr + kring_packets, packets);
   bump(kr + kring_bytes, bytes);
-}
-
-/** Whether `nullRxsync` would find something. */
-export function nullRxReady(kr: usize): bool {
-  return load<u32>(kr, kring_faulty) == 0 && loadHead(load<u32>(kr, kring_atok)) != load<u32>(kr, kring_rhead);
 }

@@ -5,7 +5,7 @@
  *
  * Owner of everything here: the domain's datapath thread. A frozen ring belongs to control code for that time.
  */
-import { publish, rxsync, setArmed, txsyncPrologue } from './kring';
+import { publish, rxReady, rxsync, setArmed, txsyncPrologue } from './kring';
 import {
   KRING_FROZEN,
   KRING_RUNNING,
@@ -19,6 +19,7 @@ import {
   kring_faulty,
   kring_hwcur,
   kring_hwtail,
+  kring_mon,
   kring_num_bufs,
   kring_num_slots,
   kring_buf_size,
@@ -31,12 +32,14 @@ import {
   kring_shadow,
   kring_slots,
   kring_state,
+  kring_zmon,
   NETMAP_FIRST_BUF,
   NR_DIR_TX,
   NS_BUF_CHANGED,
   NS_INDIRECT,
   NS_MOREFRAG,
 } from './layouts.generated';
+import { monitorArrived, monitorSent } from './monitor';
 import {
   loadCur,
   loadHead,
@@ -58,6 +61,7 @@ export function pipeTxsync(d: usize, tx: usize): u32 {
   const rx: usize = load<u32>(tx, kring_peer);
   if (load<u32>(rx, kring_state) == KRING_FROZEN || !txsyncPrologue(tx)) return 0;
   setArmed(tx, 0);
+  if (load<u32>(tx, kring_mon) != 0) monitorSent(d, tx);
   const n = load<u32>(tx, kring_num_slots);
   const head = load<u32>(tx, kring_rhead);
   const from: usize = load<u32>(tx, kring_ring);
@@ -116,6 +120,7 @@ export function pipeTxsync(d: usize, tx: usize): u32 {
   bump(rx + kring_bytes, bytes);
   publish(d, tx);
   if (load<u32>(rx, kring_state) == KRING_RUNNING) publish(d, rx);
+  else if (load<u32>(rx, kring_mon) != 0) monitorArrived(d, rx);
   return slots;
 }
 
@@ -171,12 +176,12 @@ export function pipeRxsync(d: usize, rx: usize): u32 {
   return distance(first, head, load<u32>(rx, kring_num_slots));
 }
 
-/** Arms an rx ring while its sender waits for room in it, and only then (R11). */
+/** Arms an rx ring while its sender, or a zero-copy monitor, waits for what it releases, and only then (R11). */
 export function pipeArmReceiver(rx: usize): void {
   const tx: usize = load<u32>(rx, kring_peer);
   const waits =
     load<u32>(tx, kring_state) == KRING_RUNNING && loadCur(load<u32>(tx, kring_atok)) == load<u32>(tx, kring_hwtail);
-  setArmed(rx, waits ? 1 : 0);
+  setArmed(rx, waits || load<u32>(rx, kring_zmon) != 0 ? 1 : 0);
 }
 
 /**
@@ -185,9 +190,7 @@ export function pipeArmReceiver(rx: usize): void {
  */
 export function pipeRxReady(rx: usize): bool {
   pipeArmReceiver(rx);
-  if (load<u32>(load<u32>(rx, kring_peer), kring_state) == KRING_FROZEN || load<u32>(rx, kring_faulty) != 0)
-    return false;
-  return loadHead(load<u32>(rx, kring_atok)) != load<u32>(rx, kring_rhead);
+  return load<u32>(load<u32>(rx, kring_peer), kring_state) != KRING_FROZEN && rxReady(rx);
 }
 
 /** Whether the peer of a tx ring can take slots. */

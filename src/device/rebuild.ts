@@ -4,14 +4,17 @@
  * rings get buffers that no live ring holds: their own ledger's where possible, else others', whose ledgers get the
  * displaced ones in exchange: the ledgers of a region stay disjoint, and say what is to be given back in the end.
  *
+ * Extra buffers are a ring without slots: who has them while their owner lives is his secret, so none of them is given to
+ * others meanwhile.
+ *
  * Rings of a pipe share their buffers with the other end: of each slot, one of the two ends is the holder
  * (docs/pipes.md). They have to be frozen while they are rebuilt.
  */
 import type { Views } from '../abi/index.ts';
-import { kring, NETMAP_FIRST_BUF, NR_DIR_TX, NS_MOREFRAG, netmap_ring, netmap_slot } from '../abi/index.ts';
+import { kring, NETMAP_FIRST_BUF, NR_DIR_RX, NR_DIR_TX, NS_MOREFRAG, netmap_ring, netmap_slot } from '../abi/index.ts';
 import { writeRing } from '../memory/index.ts';
 import type { PortRing, Registration } from '../ports/index.ts';
-import { allRings, ledgerOf } from '../ports/index.ts';
+import { allRings, ledgerOf, writeExtraBufs } from '../ports/index.ts';
 
 /** A device of the region. */
 export interface RegionNeighbour {
@@ -37,8 +40,8 @@ const IDX_MASK = 0xffffffffn;
  * @param own the rings are stopped, those of a pipe frozen @param neighbours all other devices of the region
  */
 export function rebuildRings(m: Views, own: Registration, neighbours: readonly RegionNeighbour[]): void {
-  const mine = allRings(own).map((ring): Holder => ({ m, registration: own, ring, live: false }));
-  const others = neighbours.flatMap((n) => allRings(n.registration).map((ring): Holder => ({ ...n, ring })));
+  const mine = holdings(own).map((ring): Holder => ({ m, registration: own, ring, live: false }));
+  const others = neighbours.flatMap((n) => holdings(n.registration).map((ring): Holder => ({ ...n, ring })));
   others.push(...absentPeers([...mine, ...others]));
   const held = new Set<number>();
   for (const holder of others) for (const k of ownedSlots(holder)) held.add(holds(holder, k));
@@ -56,6 +59,7 @@ export function rebuildRings(m: Views, own: Registration, neighbours: readonly R
   const ledgers = new Map<string, Holder>();
   for (const holder of [...mine, ...others]) ledgers.set(ledgerKey(holder), holder);
   const spare = [...ledgers.values()]
+    .filter((h) => !(h.live && isExtra(h.ring)))
     .flatMap((h) => ledgerOf(h.m, h.ring))
     .filter((i) => !held.has(i) && !taken.has(i));
   spare.reverse();
@@ -73,6 +77,7 @@ export function rebuildRings(m: Views, own: Registration, neighbours: readonly R
 
   for (const [r, holder] of mine.entries()) {
     const { ring } = holder;
+    if (isExtra(ring)) continue;
     if (ring.pair === undefined) {
       const buffers = chosen[r]!.map((slot) => slot.idx);
       writeRing(m, own.regionAddr, own.bufPoolOfs, own.bufSize, ring, buffers);
@@ -86,7 +91,19 @@ export function rebuildRings(m: Views, own: Registration, neighbours: readonly R
     }
     settle(holder, contents, ledgers);
   }
+  writeExtraBufs(m, own);
 }
+
+/** The rings of a registration, and its extra buffers as one more. */
+function holdings(registration: Registration): PortRing[] {
+  const { extra } = registration;
+  const rings = [...allRings(registration)];
+  if (extra !== undefined) rings.push({ ...extra, ringOfs: NO_RING, kring: 0, ringId: 0, dir: NR_DIR_RX });
+  return rings;
+}
+
+const NO_RING = -1;
+const isExtra = (ring: PortRing): boolean => ring.ringOfs === NO_RING;
 
 /** Identifies a private address among all arenas. */
 const arenaIds = new WeakMap<Views, number>();
@@ -113,8 +130,9 @@ function absentPeers(known: readonly Holder[]): Holder[] {
 }
 
 /** The slots that a ring's user holds: all, or its side of a pipe. */
-function ownedSlots({ m, ring }: Holder): number[] {
+function ownedSlots({ m, ring, live }: Holder): number[] {
   const n = ring.numSlots;
+  if (live && isExtra(ring)) return [];
   if (ring.pair === undefined) return Array.from({ length: n }, (_, k) => k);
   const mine = kring.get.hwcur(m, ring.kring);
   const theirs = kring.get.hwcur(m, ring.pair.peer);

@@ -2,7 +2,7 @@
  * The daemon's configuration: the schema of ptnet.yaml, its defaults, the flags of `ptnet host` over it, and who may open
  * what (R21). docs/configuration.md describes every key, and its example is parsed by a test.
  *
- * Entry points: loadConfig, defaultConfig, mergeFlags, accessOf, mayOpen.
+ * Entry points: loadConfig, defaultConfig, mergeFlags, accessOf, mayOpen, mayMonitor.
  */
 import { readFileSync } from 'node:fs';
 import { userInfo } from 'node:os';
@@ -317,6 +317,11 @@ export function accessOf(
   if (listed !== undefined) return listed;
   if (uid !== 0 && uid !== daemonUid) return undefined;
   return { ports: ['*'], maxPorts: Number.POSITIVE_INFINITY, maxMemory: Number.POSITIVE_INFINITY };
+}
+
+/** Whether a user may open a monitor, e.g. "vale0:a/r", of a port of others: a glob has to say so, or "*". */
+export function mayMonitor(access: UserAccess, monitor: string): boolean {
+  return mayOpen({ ...access, ports: access.ports.filter((glob) => glob === '*' || glob.includes('/')) }, monitor);
 }
 
 /** Whether what a user may open includes a port of this name. */

@@ -13,9 +13,9 @@ import type {
 import type { KloopEvent } from '../kloop/index.ts';
 import { regionLayout } from '../memory/index.ts';
 import { closeFd, errno, exitNow, type PeerCredentials, socketPair, SysError } from '../os/index.ts';
-import { parsePortName, parseRingConfig, pipeNeeds, portNeeds } from '../ports/index.ts';
+import { type PortName, parsePortName, parseRingConfig, pipeNeeds, portNeeds } from '../ports/index.ts';
 import { DMA_MAPS_MAX } from '../vfio-user/index.ts';
-import { accessOf, type DaemonConfig, mayOpen } from './config.ts';
+import { accessOf, type DaemonConfig, mayMonitor, mayOpen } from './config.ts';
 import type { ControlAnswer } from './control-server.ts';
 import { ControlServer } from './control-server.ts';
 import type { DevicesEvent } from './devices.ts';
@@ -30,6 +30,8 @@ import { Threads } from './threads.ts';
 
 /** Longest orderly end; then the process is ended as it is (R20). */
 const END_MS = 2000;
+/** Most extra buffers of an open. */
+const MAX_EXTRA_BUFS = 65536;
 /** DMA_MAPs of a local process, each of which makes the daemon hold a descriptor. Our driver needs one. */
 const LOCAL_DMA_MAPS = 32;
 
@@ -130,6 +132,7 @@ export class Daemon {
         bar64: vm.bar64 ?? true,
         maxDmaMaps: DMA_MAPS_MAX,
         mayUse: () => true,
+        mayMonitor: () => true,
       },
     );
     this.#vms.push({
@@ -233,11 +236,19 @@ export class Daemon {
     if (typeof name !== 'string') throw new SysError('open: "port" has to be a name', errno.EINVAL);
     const parsed = parsePortName(name);
     const { bufSize, vnetHdr, ...config } = shapeOf(this.config.ports, options, parsed.conf);
+    const { extraBufs = 0 } = options;
+    if (!Number.isInteger(extraBufs) || extraBufs < 0 || extraBufs > MAX_EXTRA_BUFS) {
+      throw new SysError(
+        `open: extraBufs ${extraBufs}: a whole number from 0 to ${MAX_EXTRA_BUFS} is wanted`,
+        errno.EINVAL,
+      );
+    }
     const needs = parsed.kind === 'pipe' ? pipeNeeds(config) : portNeeds(config);
     // All of the file may become memory, also what the layout does not use.
-    const bytes = regionLayout({ name, interfaces: needs.rings, ...needs, bufSize }).fileSize;
+    const buffers = needs.buffers + extraBufs;
+    const bytes = regionLayout({ name, interfaces: needs.rings, ...needs, buffers, bufSize }).fileSize;
     // Counted from now on, so that many requests at a time get no more than one after the other.
-    const opened = this.#checkAccess(parsed.name, peer, bytes);
+    const opened = this.#checkAccess(parsed, peer, bytes);
     this.#opened.add(opened);
     const [memdev, memdevPeer] = socketPair();
     const [ptnet, ptnetPeer] = socketPair();
@@ -249,7 +260,7 @@ export class Daemon {
         `process ${peer.pid} ${name}`,
         bufSize,
         () => memdevEndpoint,
-        [{ name, config, endpoint: { fd: ptnet } }],
+        [{ name, config, extraBufs, endpoint: { fd: ptnet } }],
         {
           trustUnsealedMemory: false,
           hugePages: false,
@@ -257,6 +268,7 @@ export class Daemon {
           bar64: true,
           maxDmaMaps: LOCAL_DMA_MAPS,
           mayUse: (id) => mayOpen(accessOf(this.config, peer.uid)!, `@${id}`),
+          mayMonitor: (monitor) => mayMonitor(accessOf(this.config, peer.uid)!, monitor),
         },
       );
     } catch (e) {
@@ -282,9 +294,9 @@ export class Daemon {
   }
 
   /** Whether a user may open a port with so many bytes of region now; what is then counted against him. */
-  #checkAccess(name: string, { uid }: PeerCredentials, bytes: number): OpenPort {
+  #checkAccess({ name, text }: PortName, { uid }: PeerCredentials, bytes: number): OpenPort {
     const access = accessOf(this.config, uid);
-    if (access === undefined || !mayOpen(access, name)) {
+    if (access === undefined || !(mayOpen(access, name) || mayMonitor(access, text))) {
       throw new SysError(`open ${name}: the configuration does not let user ${uid} open this port`, errno.EPERM);
     }
     const mine = [...this.#opened].filter((o) => o.uid === uid);

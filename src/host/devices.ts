@@ -25,6 +25,8 @@ export type DevicesCommand =
   | { readonly op: 'listen'; readonly id: number; readonly path: string; readonly uids: readonly number[] }
   /** Serves a connected socket, which becomes the device's. */
   | { readonly op: 'serve'; readonly id: number; readonly fd: number }
+  /** Disconnects whoever is connected. */
+  | { readonly op: 'disconnect'; readonly id: number; readonly reason: string }
   /** Disconnects whoever is connected and forgets the device. */
   | { readonly op: 'remove'; readonly id: number }
   /** Removes all devices. */
@@ -85,6 +87,9 @@ export class Devices {
         return this.#listen(this.#entry(command.id), command.path, command.uids);
       case 'serve':
         await this.#serve(this.#entry(command.id), command.fd);
+        return;
+      case 'disconnect':
+        this.#entry(command.id).connection?.close(command.reason);
         return;
       case 'remove':
         return this.#remove(command.id);

@@ -3,6 +3,15 @@
  * uses them any more. Control thread.
  */
 import { createHash } from 'node:crypto';
+import {
+  MONITOR_COPY,
+  MONITOR_ZCOPY,
+  NR_MONITOR_RX,
+  NR_MONITOR_TX,
+  NR_REG_ALL_NIC,
+  NR_REG_ONE_NIC,
+  NR_ZCOPY_MON,
+} from '../abi/index.ts';
 import { errno, SysError } from '../os/index.ts';
 import type { PortConfig, PortMemory, PortName, PortRecord } from '../ports/index.ts';
 import { allRings, createPipe, createPort, releasePorts, swapped } from '../ports/index.ts';
@@ -13,7 +22,7 @@ import type { PortOwner, Regions, SharedRegion } from './regions.ts';
 export interface Port {
   /** "vale0:a", "netmap:x{1"; that of a persistent port changes as it is attached and detached. */
   name: string;
-  readonly kind: 'vale' | 'pipe' | 'null';
+  readonly kind: 'vale' | 'pipe' | 'null' | 'monitor';
   /** Who made it. */
   readonly owner: PortOwner;
   readonly mac: readonly number[];
@@ -27,6 +36,10 @@ export interface Port {
   readonly opens: Set<Open>;
   /** The other end of a pipe. */
   peer: Port | undefined;
+  /** Ports that show what passes through this one. */
+  readonly monitors: Set<Port>;
+  /** What a monitor is a monitor of; `port` is undefined when that is gone. */
+  readonly monitor: { port: Port | undefined; readonly zeroCopy: boolean } | undefined;
   /** Made by vale-ctl -n: its interface name. It stays without users. */
   readonly persistent: string | undefined;
 }
@@ -42,10 +55,14 @@ export class PortTable {
   readonly #domains: Domains;
   readonly #regions: Regions;
   readonly #ports = new Map<string, Port>();
+  readonly #orphaned: (monitor: Port) => Promise<void>;
+  #monitorsMade = 0;
 
-  constructor(domains: Domains, regions: Regions) {
+  /** @param orphaned a monitor's port is gone: it will not see anything any more */
+  constructor(domains: Domains, regions: Regions, orphaned: (monitor: Port) => Promise<void>) {
     this.#domains = domains;
     this.#regions = regions;
+    this.#orphaned = orphaned;
   }
 
   get all(): Iterable<Port> {
@@ -120,7 +137,8 @@ export class PortTable {
         const config = i === 0 ? shape : swapped(shape);
         const opens = new Set<Open>();
         const own = { name, kind, owner, mac, region, config, domain, number, memory, record, opens, persistent };
-        made.push({ ...own, peer: undefined });
+        const watched = { monitors: new Set<Port>(), monitor: undefined };
+        made.push({ ...own, ...watched, peer: undefined });
       }
       if (made[1] !== undefined) {
         made[0]!.peer = made[1];
@@ -133,11 +151,61 @@ export class PortTable {
       }
       return made[0]!;
     } catch (e) {
-      for (const record of attached) await this.#detach(domain, record);
+      for (const record of attached) await this.#detach(domain, { record, monitor: undefined });
       if (memory !== undefined) releasePorts(space, region.region, memory);
       await this.#domains.drop(domain);
       throw e;
     }
+  }
+
+  /**
+   * Makes a monitor of a port: in its domain, with an rx ring for each of its pairs of rings, or for one of them.
+   * @param region with zero copy that of the port @throws as `create`; ENOSPC: too many monitors
+   */
+  async createMonitor(name: PortName, port: Port, region: SharedRegion, owner: PortOwner): Promise<Port> {
+    const { domain, record } = port;
+    const { space, mailbox } = domain.datapath;
+    const config = monitorConfig(name, port.config);
+    const zeroCopy = isZeroCopyMonitor(name);
+    const title = `${name.text.replace(/@.*/, '')}#${++this.#monitorsMade}`;
+    const memory = createPort(space, region.region, title, config);
+    const own = memory.ports[0]!;
+    const one = name.mode === NR_REG_ONE_NIC;
+    const links = own.rxRings.flatMap((ring, i) => {
+      const at = one ? name.ringId : i;
+      const tx = shows(name, NR_MONITOR_TX) ? record.txRings[at] : undefined;
+      const rx = shows(name, NR_MONITOR_RX) ? record.rxRings[at] : undefined;
+      return [tx, rx].flatMap((r) => (r === undefined ? [] : [[ring.kring, r.kring] as const]));
+    });
+    const kind = zeroCopy ? MONITOR_ZCOPY : MONITOR_COPY;
+    const command = { op: 'monitor-attach', domain: domain.address, port: own.port, kind, links } as const;
+    const result = await mailbox.call(command);
+    if (result < 0) {
+      releasePorts(space, region.region, memory);
+      throw new SysError(`open ${name.text}: ${domain.name} has as many monitors as it can have`, -result);
+    }
+    const made: Port = {
+      name: title,
+      kind: 'monitor',
+      owner,
+      mac: macOf(owner, title),
+      region,
+      config,
+      domain,
+      number: -1,
+      memory,
+      record: own,
+      opens: new Set(),
+      peer: undefined,
+      monitors: new Set(),
+      monitor: { port, zeroCopy },
+      persistent: undefined,
+    };
+    port.monitors.add(made);
+    domain.ports.add(made);
+    this.#ports.set(title, made);
+    this.#regions.use(region);
+    return made;
   }
 
   /** Releases a port, and the other end if it is a pipe's, unless it is in use. */
@@ -157,7 +225,12 @@ export class PortTable {
     for (const port of ends) {
       this.#ports.delete(port.name);
       domain.ports.delete(port);
-      await this.#detach(domain, port.record);
+      await this.#detach(domain, port);
+      port.monitor?.port?.monitors.delete(port);
+      for (const monitor of port.monitors) {
+        monitor.monitor!.port = undefined;
+        await this.#orphaned(monitor);
+      }
     }
     releasePorts(domain.datapath.space, region.region, memory);
     for (const _ of ends) this.#regions.leave(region);
@@ -183,23 +256,25 @@ export class PortTable {
       await this.#domains.drop(to);
       throw e;
     }
-    from.ports.delete(port);
-    to.ports.add(port);
+    for (const moved of [port, ...port.monitors]) {
+      from.ports.delete(moved);
+      to.ports.add(moved);
+      moved.domain = to;
+    }
     this.#ports.delete(port.name);
     port.name = name;
-    port.domain = to;
     this.#ports.set(name, port);
     await this.#domains.drop(from);
   }
 
   /** To another thread: the port is made anew in its arena. */
   async #moveMemory(port: Port, to: Domain): Promise<void> {
-    if (port.opens.size > 0) {
+    if (port.opens.size > 0 || port.monitors.size > 0) {
       const where = `${to.name} is served by another datapath thread (${to.datapath.index})`;
       throw new SysError(`${port.name} is open, and ${where}: close it, move it, and open it again`, errno.EBUSY);
     }
     const { domain: from } = port;
-    await this.#detach(from, port.record);
+    await this.#detach(from, port);
     releasePorts(from.datapath.space, port.region.region, port.memory);
     try {
       await this.#remake(port, to);
@@ -228,9 +303,31 @@ export class PortTable {
     return checkAttached(await domain.datapath.mailbox.call(command), record.name, domain);
   }
 
-  async #detach(domain: Domain, record: PortRecord): Promise<void> {
-    await domain.datapath.mailbox.call({ op: 'port-detach', domain: domain.address, port: record.port });
+  async #detach(domain: Domain, { record, monitor }: Pick<Port, 'record' | 'monitor'>): Promise<void> {
+    const op = monitor === undefined ? 'port-detach' : 'monitor-detach';
+    await domain.datapath.mailbox.call({ op, domain: domain.address, port: record.port });
   }
+}
+
+/** Whether a name asks for a monitor. */
+export const isMonitor = ({ flags }: PortName): boolean =>
+  (flags & (NR_MONITOR_TX | NR_MONITOR_RX | NR_ZCOPY_MON)) !== 0;
+export const isZeroCopyMonitor = ({ flags }: PortName): boolean => (flags & NR_ZCOPY_MON) !== 0;
+/** Zero-copy monitors show both directions. */
+const shows = (name: PortName, flag: number): boolean => isZeroCopyMonitor(name) || (name.flags & flag) !== 0;
+
+/** The rings of a monitor of a port of this shape: as many slots as that, unless the name says otherwise. */
+export function monitorConfig(name: PortName, port: PortConfig): PortConfig {
+  if (name.mode !== NR_REG_ALL_NIC && name.mode !== NR_REG_ONE_NIC) {
+    throw new SysError(`open ${name.text}: host rings ("^", "*") are those of a NIC; this port has none`, errno.EINVAL);
+  }
+  const rings = Math.max(port.txRings, port.rxRings);
+  const one = name.mode === NR_REG_ONE_NIC;
+  if (one && name.ringId >= rings) {
+    throw new SysError(`open ${name.text}: there is no ring ${name.ringId}: the port has ${rings}`, errno.EINVAL);
+  }
+  const rxSlots = name.conf.rxSlots ?? port.rxSlots;
+  return { txRings: 1, rxRings: one ? 1 : rings, txSlots: port.txSlots, rxSlots };
 }
 
 function checkAttached(result: number, port: string, domain: Domain): number {

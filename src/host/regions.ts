@@ -81,6 +81,11 @@ export class Regions {
  * Whoever is, can read and write everything in the region.
  */
 export function isOwn({ owner: mine }: SharedRegion, owner: PortOwner): boolean {
+  return isOwner(mine, owner);
+}
+
+/** Whether two owners are the same VM, or processes of the same user. */
+export function isOwner(mine: PortOwner, owner: PortOwner): boolean {
   if ('vm' in mine || 'vm' in owner) return 'vm' in mine && 'vm' in owner && mine.vm === owner.vm;
   return mine.uid === owner.uid;
 }

@@ -4,7 +4,7 @@
  *
  * Changes are made one after another, each awaited, as the datapath has to acknowledge them.
  */
-import { NR_EXCLUSIVE, NR_MONITOR_RX, NR_MONITOR_TX, NR_ZCOPY_MON } from '../abi/index.ts';
+import { NR_EXCLUSIVE } from '../abi/index.ts';
 import { closeFd, errno, PAGE_SIZE, SysError } from '../os/index.ts';
 import type { PortConfig, PortName, SelectedRings } from '../ports/index.ts';
 import {
@@ -22,9 +22,9 @@ import { Domains } from './domains.ts';
 import type { Open } from './opens.ts';
 import { ownerText } from './opens.ts';
 import type { Port } from './port-table.ts';
-import { PortTable, ringsInUse } from './port-table.ts';
+import { isMonitor, isZeroCopyMonitor, monitorConfig, PortTable, ringsInUse } from './port-table.ts';
 import type { PortOwner, RegionSizes, SharedRegion } from './regions.ts';
-import { isOwn, Regions } from './regions.ts';
+import { isOwn, isOwner, Regions } from './regions.ts';
 import type { Threads } from './threads.ts';
 import { ValeCtl } from './vale-ctl.ts';
 
@@ -39,6 +39,8 @@ export interface PortRequest {
   readonly name: string;
   /** The shape, if the port does not exist yet. */
   readonly config: PortConfig;
+  /** Buffers besides those of the rings (default 0). */
+  readonly extraBufs?: number;
   readonly endpoint: Endpoint;
 }
 
@@ -54,6 +56,8 @@ export interface GroupOptions {
   readonly maxDmaMaps: number;
   /** Whether this owner may use the region of an @ID that others made. */
   readonly mayUse: (id: string) => boolean;
+  /** Whether this owner may see what passes through a port of others. @param name the monitor's, e.g. "vale0:a/r" */
+  readonly mayMonitor: (name: string) => boolean;
 }
 
 /** What one VM or one application has: opens of ports, and a memdev for each region they lie in. */
@@ -77,7 +81,7 @@ export class Switchboard {
     this.#threads = threads;
     this.#domains = new Domains(threads);
     this.#regions = new Regions(sizesOf);
-    this.#ports = new PortTable(this.#domains, this.#regions);
+    this.#ports = new PortTable(this.#domains, this.#regions, (monitor) => this.#orphaned(monitor));
     this.#valeCtl = new ValeCtl(this.#domains, this.#regions, this.#ports);
   }
 
@@ -179,12 +183,20 @@ export class Switchboard {
     names: readonly PortName[],
     options: GroupOptions,
   ): SharedRegion[] {
-    const found = names.map((name) => this.#regionOf(name, owner, options));
+    const found = names.map((name) => {
+      return isMonitor(name) ? this.#regionOfMonitor(name, owner, options) : this.#regionOf(name, owner, options);
+    });
+    let largest = bufSize;
     const needs = new Map<string, { rings: number; slots: number; buffers: number }>();
     for (const [i, name] of names.entries()) {
       if (found[i] !== undefined) continue;
       const { config } = requests[i]!;
-      if (name.kind === 'pipe') needs.set(name.pipe, pipeNeeds(config));
+      if (isMonitor(name)) {
+        const port = this.#monitored(name);
+        needs.set(`monitor ${i}`, portNeeds(monitorConfig(name, port.config)));
+        // A copy monitor's buffers hold all of what the port's hold.
+        largest = Math.max(largest, port.record.bufSize);
+      } else if (name.kind === 'pipe') needs.set(name.pipe, pipeNeeds(config));
       else needs.set(name.name, portNeeds(config));
     }
     if (needs.size === 0) return found as SharedRegion[];
@@ -197,8 +209,9 @@ export class Switchboard {
         interfaces: sum((n) => n.rings),
         rings: sum((n) => n.rings),
         slots: Math.max(...all.map((n) => n.slots)),
-        buffers: sum((n) => n.buffers),
-        bufSize,
+        buffers:
+          sum((n) => n.buffers) + requests.reduce((s, { extraBufs = 0 }, i) => (found[i] ? s : s + extraBufs), 0),
+        bufSize: largest,
       },
       owner,
     );
@@ -231,6 +244,49 @@ export class Switchboard {
     return this.#usable(name, region, owner, options);
   }
 
+  /** The port that a monitor's name says. @throws SysError ENOENT */
+  #monitored(name: PortName): Port {
+    const port = this.#ports.find(name.name);
+    if (port !== undefined) return port;
+    throw new SysError(`open ${name.text}: there is no port ${name.name} to be monitored`, errno.ENOENT);
+  }
+
+  /** A zero-copy monitor lies where its port does, others where they like. */
+  #regionOfMonitor(name: PortName, owner: PortOwner, options: GroupOptions): SharedRegion | undefined {
+    const port = this.#monitored(name);
+    if (!isOwner(port.owner, owner) && !options.mayMonitor(name.text)) {
+      throw new SysError(
+        `open ${name.text}: ${port.name} is that of ${ownerText(port.owner)}; let the user open "${name.text}" in the configuration`,
+        errno.EPERM,
+      );
+    }
+    if (isZeroCopyMonitor(name)) {
+      if (port.region.id === undefined) {
+        const why = `a zero-copy monitor lies in the region of ${port.name}, which has room for nothing else`;
+        throw new SysError(
+          `open ${name.text}: ${why}; open the port with a region that has (${port.name}@ID)`,
+          errno.ENOMEM,
+        );
+      }
+      return this.#usable(name, port.region, owner, options);
+    }
+    if (name.share !== undefined) {
+      const other = this.#ports.find(name.share);
+      if (other === undefined) throw new SysError(`open ${name.text}: there is no port ${name.share}`, errno.ENOENT);
+      return this.#usable(name, other.region, owner, options);
+    }
+    if (name.memId === undefined) return undefined;
+    return this.#usable(name, this.#regions.named(name.memId, owner), owner, options);
+  }
+
+  /** A monitor whose port is gone: a process hears of it by losing its device; a VM's device stays, and stays silent. */
+  async #orphaned(monitor: Port): Promise<void> {
+    for (const { device, owner } of monitor.opens) {
+      if ('vm' in owner) continue;
+      await this.#threads.devices.call({ op: 'disconnect', id: device, reason: 'the monitored port is gone' });
+    }
+  }
+
   #usable(name: PortName, region: SharedRegion, owner: PortOwner, options: GroupOptions): SharedRegion {
     const { id } = region;
     if (isOwn(region, owner) || (id !== undefined && options.mayUse(id))) return region;
@@ -259,17 +315,25 @@ export class Switchboard {
     request: PortRequest,
     options: GroupOptions,
   ): Promise<Open> {
-    const port = this.#ports.find(name.name) ?? (await this.#ports.create(name, request.config, region, owner));
+    const port = await this.#portOf(name, request.config, region, owner);
     const { space, index } = port.domain.datapath;
     const undo: (() => Promise<void> | void)[] = [() => this.#ports.dropUnused(port)];
     try {
-      const rings = freeRings(port, name);
+      const rings = port.monitor === undefined ? freeRings(port, name) : port.record;
       const whole = allRings(rings).length === allRings(port.record).length;
       // The header's length is the port's: who has only some of its rings has no say in it.
       const vnetHdr = options.vnetHdr && port.kind === 'vale' && whole;
       const csbWindow = options.hugePages ? HUGE_PAGE : PAGE_SIZE;
       const identity = { mac: port.mac, vnetHdr };
-      const registration = createRegistration(space, region.region, port.record, rings, identity, csbWindow);
+      const registration = createRegistration(
+        space,
+        region.region,
+        port.record,
+        rings,
+        identity,
+        csbWindow,
+        request.extraBufs,
+      );
       undo.push(() => releaseRegistration(space, region.region, registration));
       const device = this.#nextDevice++;
       const { trustUnsealedMemory, maxDmaMaps } = options;
@@ -284,6 +348,11 @@ export class Switchboard {
       for (const action of undo.toReversed()) await action();
       throw e;
     }
+  }
+
+  #portOf(name: PortName, config: PortConfig, region: SharedRegion, owner: PortOwner): Promise<Port> | Port {
+    if (isMonitor(name)) return this.#ports.createMonitor(name, this.#monitored(name), region, owner);
+    return this.#ports.find(name.name) ?? this.#ports.create(name, config, region, owner);
   }
 
   async #close(open: Open): Promise<void> {
@@ -305,11 +374,8 @@ export class Switchboard {
   }
 }
 
-/** The rings of a port that a name selects. @throws SysError EBUSY: one is in use; EOPNOTSUPP, SelectionError */
+/** The rings of a port that a name selects. @throws SysError EBUSY: one is in use; SelectionError */
 function freeRings(port: Port, name: PortName): SelectedRings {
-  if ((name.flags & (NR_MONITOR_TX | NR_MONITOR_RX | NR_ZCOPY_MON)) !== 0) {
-    throw new SysError(`open ${name.text}: monitors (/t, /r, /z) are not served`, errno.EOPNOTSUPP);
-  }
   const rings = selectRings(port.record, name);
   const used = ringsInUse(port);
   for (const ring of allRings(rings)) {

@@ -89,7 +89,9 @@ export class ValeCtl {
   list(text?: string): ValePort[] {
     const switches = [...this.#domains.all].filter((d) => d.kind === 'vale' && d.name.startsWith('vale'));
     const all = switches.flatMap((d, bridgeIdx) =>
-      [...d.ports].map(({ name, number }) => ({ name, bridgeIdx, portIdx: number })),
+      [...d.ports]
+        .filter((p) => p.monitor === undefined)
+        .map(({ name, number }) => ({ name, bridgeIdx, portIdx: number })),
     );
     if (text === undefined) return all;
     const found = all.filter((p) => p.name === text);

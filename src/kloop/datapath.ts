@@ -30,6 +30,15 @@ export interface Datapath {
    */
   valeMove(from: number, to: number, port: number): number;
   /**
+   * Attaches a monitor's port (docs/monitors.md) to the domain of the port it shows; nothing is delivered to it but by
+   * monLink. @param kind MONITOR_COPY, MONITOR_ZCOPY. 0, -EBUSY: attached already, -ENOSPC: MAX_MONITOR_RINGS
+   */
+  monAttach(domain: number, port: number, kind: number): number;
+  /** Makes a monitor's rx ring show what passes through a ring of a port of its domain. */
+  monLink(monitor: number, kring: number): void;
+  /** Stops a monitor's rings, ends what monLink did, takes it off the domain. 0 or -EINVAL. */
+  monDetach(domain: number, port: number): number;
+  /**
    * Before control code rewrites the slots of a stopped ring: its peer, if it has one (pipes), leaves it alone until
    * krReset. 0 or -EBUSY: running.
    */

@@ -148,6 +148,11 @@ export class Kloop {
         if (this.#failed(command.from) || this.#failed(command.to)) return -errno.EIO;
         this.#signal(command.from);
         return this.#datapath.valeMove(command.from, command.to, command.port);
+      case 'monitor-attach':
+        return this.#monitorAttach(command.domain, command.port, command.kind, command.links);
+      case 'monitor-detach':
+        if (this.#failed(command.domain)) return 0;
+        return this.#datapath.monDetach(command.domain, command.port);
       case 'kick-add':
         this.#epoll.add(command.fd, EPOLLIN | EPOLLET, command.fd);
         return 0;
@@ -186,6 +191,13 @@ export class Kloop {
 
   #failed(domain: number): boolean {
     return this.#domains.find((d) => d.address === domain)?.error !== undefined;
+  }
+
+  #monitorAttach(domain: number, port: number, kind: number, links: readonly (readonly [number, number])[]): number {
+    if (this.#failed(domain)) return -errno.EIO;
+    const result = this.#datapath.monAttach(domain, port, kind);
+    if (result === 0) for (const [monitor, k] of links) this.#datapath.monLink(monitor, k);
+    return result;
   }
 
   /** CREATE. Returns 0 or a positive errno. */

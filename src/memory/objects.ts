@@ -12,6 +12,8 @@ export interface InterfaceRecord {
   readonly nifpOfs: number;
   readonly txRings: readonly number[];
   readonly rxRings: readonly number[];
+  /** First buffer of the list of extra buffers (default 0: none). */
+  readonly bufsHead?: number;
 }
 
 /**
@@ -29,6 +31,7 @@ export function writeNetmapIf(m: Views, region: number, bytes: number, record: I
   netmap_if.set.ni_rx_rings(m, p, record.rxRings.length);
   netmap_if.set.ni_host_tx_rings(m, p, 1);
   netmap_if.set.ni_host_rx_rings(m, p, 1);
+  netmap_if.set.ni_bufs_head(m, p, record.bufsHead ?? 0);
   // ring_ofs[]: tx, host tx, rx, host rx
   let entry = p + netmap_if.size;
   for (const rings of [record.txRings, record.rxRings]) {
@@ -38,6 +41,14 @@ export function writeNetmapIf(m: Views, region: number, bytes: number, record: I
     }
     entry += 8;
   }
+}
+
+/**
+ * Links buffers into a list of extra buffers, as netmap does: the first word of each is the index of the next, 0 at the end.
+ * @param buffers address of buffer 0 of the pool
+ */
+export function writeBufferList(m: Views, buffers: number, bufSize: number, list: readonly number[]): void {
+  for (const [i, idx] of list.entries()) m.u32[(buffers + idx * bufSize) >>> 2] = list[i + 1] ?? 0;
 }
 
 /** What a ring holds when it is new. */

@@ -73,8 +73,8 @@ export function swapped(config: PortConfig): PortConfig {
   return { txRings: config.rxRings, txSlots: config.rxSlots, rxRings: config.txRings, rxSlots: config.txSlots };
 }
 
-/** The buffers of a ring's ledger. */
-export function ledgerOf(m: Views, ring: PortRing): number[] {
+/** The buffers of a ledger: a ring's, or that of extra buffers. */
+export function ledgerOf(m: Views, ring: { readonly ledger: number; readonly numSlots: number }): number[] {
   return [...m.u32.subarray(ring.ledger >>> 2, (ring.ledger >>> 2) + ring.numSlots)];
 }
 

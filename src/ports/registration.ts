@@ -5,9 +5,9 @@
  */
 import { NR_REG_ALL_NIC, NR_REG_ONE_NIC, NR_RX_RINGS_ONLY, NR_TX_RINGS_ONLY, netmap_if } from '../abi/index.ts';
 import type { ArenaSpace, Region } from '../memory/index.ts';
-import { writeNetmapIf } from '../memory/index.ts';
+import { pageRound, writeBufferList, writeNetmapIf } from '../memory/index.ts';
 import type { Selection } from './names.ts';
-import type { PortRecord, PortRing } from './port.ts';
+import { ledgerOf, type PortRecord, type PortRing } from './port.ts';
 
 /** Plain data, sent to other threads as it is. Addresses are arena offsets, `…Ofs` byte offsets in the region. */
 export interface Registration extends PortRecord {
@@ -20,6 +20,8 @@ export interface Registration extends PortRecord {
   /** Two windows of the arena in which the client's CSB pages are mapped (atok, ktoa). */
   readonly csbAddr: readonly [number, number];
   readonly csbWindow: number;
+  /** Its extra buffers: their number, and where their ledger is. Absent: none. */
+  readonly extra?: { readonly ledger: number; readonly numSlots: number };
 }
 
 /** The rings of a selection. Their numbers in the device begin at 0; `ringId` is the port's. */
@@ -63,6 +65,7 @@ export const allRings = (r: SelectedRings): readonly PortRing[] => [...r.txRings
 /**
  * Makes a registration of some rings of a port.
  * @param csbWindow bytes of each CSB window: a page, or 2 MiB for clients whose memory is on huge pages
+ * @param extraBufs extra buffers that are wanted; as many are taken as the region still has
  * @throws RegionFullError, ArenaFullError; nothing is kept then
  */
 export function createRegistration(
@@ -72,6 +75,7 @@ export function createRegistration(
   rings: SelectedRings,
   identity: { readonly mac: readonly number[]; readonly vnetHdr: boolean },
   csbWindow: number,
+  extraBufs = 0,
 ): Registration {
   const undo: (() => void)[] = [];
   try {
@@ -82,8 +86,26 @@ export function createRegistration(
     csbAddr[1] = space.alloc(csbWindow, csbWindow);
     undo.push(() => space.free(csbAddr[1]));
     const nifpBytes = region.layout.ifPool.objsz;
+    const numSlots = Math.min(extraBufs, region.free.buffers);
+    const extra = numSlots === 0 ? undefined : { ledger: space.alloc(4 * numSlots), numSlots };
+    if (extra !== undefined) {
+      undo.push(() => space.free(extra.ledger));
+      space.arena.mapAnonymous(extra.ledger, pageRound(4 * numSlots));
+      space.arena.m.u32.set(region.takeBuffers(numSlots), extra.ledger >>> 2);
+    }
     const { txRings, rxRings } = rings;
-    const registration = { ...port, ...identity, nifpOfs, nifpBytes, txRings, rxRings, csbAddr, csbWindow };
+    const registration = {
+      ...port,
+      ...identity,
+      nifpOfs,
+      nifpBytes,
+      txRings,
+      rxRings,
+      csbAddr,
+      csbWindow,
+      ...(extra && { extra }),
+    };
+    writeExtraBufs(space.arena.m, registration);
     writeInterface(space.arena.m, registration);
     return registration;
   } catch (e) {
@@ -96,6 +118,14 @@ export function createRegistration(
 export function releaseRegistration(space: ArenaSpace, region: Region, r: Registration): void {
   for (const window of r.csbAddr) space.free(window);
   region.giveInterface(r.nifpOfs);
+  if (r.extra === undefined) return;
+  region.giveBuffers(ledgerOf(space.arena.m, r.extra));
+  space.free(r.extra.ledger);
+}
+
+/** Makes the list of a registration's extra buffers from their ledger. `writeInterface` says where it begins. */
+export function writeExtraBufs(m: Parameters<typeof writeNetmapIf>[0], r: Registration): void {
+  if (r.extra !== undefined) writeBufferList(m, r.regionAddr + r.bufPoolOfs, r.bufSize, ledgerOf(m, r.extra));
 }
 
 /** Writes the registration's netmap_if afresh: at CREATE, DELETE and RESET (shared/abi.md 3.1). */
@@ -105,6 +135,7 @@ export function writeInterface(m: Parameters<typeof writeNetmapIf>[0], r: Regist
     nifpOfs: r.nifpOfs,
     txRings: r.txRings.map((ring) => ring.ringOfs),
     rxRings: r.rxRings.map((ring) => ring.ringOfs),
+    bufsHead: r.extra === undefined ? 0 : m.u32[r.extra.ledger >>> 2]!,
   });
 }
 

@@ -62,7 +62,7 @@ test('what these ports do not have is refused with its reason', async () => {
   await refused('vale7:h^', 'EINVAL', /host rings .* NIC/);
   await refused('vale7:h*', 'EINVAL', /host rings/);
   await refused('vale7:h/RT', 'EINVAL', /leave no ring/);
-  await refused('vale7:h/t', 'ENOTSUP', /monitors/);
+  await refused('vale7:h/t', 'ENOENT', /no port vale7:h to be monitored/);
   await refused('netmap:nosuch', 'ENXIO', /vale-ctl -n nosuch/);
   await refused('vale7:h@conf:slots=5000', 'EINVAL', /from 2 to 4096/);
   await refused('vale7:h@conf:rings=16', 'EINVAL', /at most 23 in all/);

@@ -62,8 +62,12 @@ export class Lab {
     return (await listDaemon(this.runDir)).domains.flatMap((d) => d.ports);
   }
 
-  async stop(): Promise<void> {
+  async closeAll(): Promise<void> {
     await this.close(...this.#ports);
+  }
+
+  async stop(): Promise<void> {
+    await this.closeAll();
     await this.daemon.stop('test over');
     rmSync(this.#dir, { recursive: true, force: true });
   }
