@@ -28,6 +28,7 @@ import {
   kring_mon,
   kring_mon_kind,
   kring_port,
+  kring_num_slots,
   kring_run_idx,
   kring_signalled,
   kring_state,
@@ -257,7 +258,7 @@ function delist(d: usize, kr: usize): void {
 export function krStop(kr: usize): void {
   if (load<u32>(kr, kring_state) != KRING_RUNNING) return;
   const d = domainOf(kr);
-  if (load<u32>(kr, kring_dir) == NR_DIR_TX) txsync(d, kr);
+  if (load<u32>(kr, kring_dir) == NR_DIR_TX) txsyncLast(d, kr);
   else syncReceiver(d, kr);
   store<u32>(kr, KRING_STOPPED, kring_state);
   delist(d, kr);
@@ -286,7 +287,7 @@ export function serve(d: usize): u32 {
   return moved;
 }
 
-/** Sends what the application of a running tx ring wants sent: at most the ring's length (R8). Returns the slots. */
+/** Sends what the application of a running tx ring wants sent: at most a batch (R8). Returns the slots. */
 function txsync(d: usize, kr: usize): u32 {
   const kind = load<u32>(d, domain_kind);
   // Nothing can be sent through a monitor.
@@ -297,6 +298,17 @@ function txsync(d: usize, kr: usize): u32 {
   setArmed(kr, 0);
   if (load<u32>(kr, kring_mon) != 0) monitorSent(d, kr);
   return valeTxsync(d, kr);
+}
+
+/** Sends what the application wants sent now: all of it, but no more than the ring holds. */
+function txsyncLast(d: usize, kr: usize): void {
+  const n = load<u32>(kr, kring_num_slots);
+  let done: u32 = 0;
+  while (done < n) {
+    const moved = txsync(d, kr);
+    if (moved == 0) return;
+    done += moved;
+  }
 }
 
 /** Takes back what the application of a running rx ring released. Returns the slots, where that is work for others. */

@@ -65,13 +65,15 @@ function accept(kr: usize, head: u32, cur: u32): bool {
 
 /**
  * Reads what the application of a running tx ring wrote. True if there are slots to send: hwcur .. rhead - 1.
- * As hwcur == rhead between syncs, netmap's window rhead .. rtail is hwcur .. hwtail here.
+ * The window for head and cur is hwcur .. hwtail: what the application may not take back any more (netmap's window
+ * begins at rhead), it can only harm itself with.
  */
 export function txsyncPrologue(kr: usize): bool {
   const atok: usize = load<u32>(kr, kring_atok);
   const head = loadHead(atok);
-  if (head == load<u32>(kr, kring_rhead) && load<u32>(kr, kring_faulty) == 0) return false;
-  if (!accept(kr, head, loadCur(atok))) return false;
+  if (head != load<u32>(kr, kring_rhead) || load<u32>(kr, kring_faulty) != 0) {
+    if (!accept(kr, head, loadCur(atok))) return false;
+  }
   return head != load<u32>(kr, kring_hwcur);
 }
 
@@ -79,8 +81,8 @@ export function txsyncPrologue(kr: usize): bool {
 export function txReady(kr: usize): bool {
   const atok: usize = load<u32>(kr, kring_atok);
   const head = loadHead(atok);
+  if (load<u32>(kr, kring_faulty) == 0) return head != load<u32>(kr, kring_hwcur);
   if (head == load<u32>(kr, kring_rhead)) return false;
-  if (load<u32>(kr, kring_faulty) == 0) return true;
   const hwtail = load<u32>(kr, kring_hwtail);
   return cursorsValid(load<u32>(kr, kring_hwcur), hwtail, head, loadCur(atok), load<u32>(kr, kring_num_slots));
 }

@@ -78,35 +78,35 @@ import {
 import { at, bump, push } from './private';
 import { lookup } from './table';
 
-/** Slots forwarded before receivers and sender are told (netmap: 1024). */
+/** Slots of a ring forwarded in a turn, before receivers and sender are told (netmap: 1024). */
 const BATCH: u32 = 512;
 /** Bytes of an Ethernet header. */
 const ETH_HLEN: u32 = 14;
 /** Flags of a slot that need a closer look. */
 const NS_SLOW: u32 = NS_MOREFRAG | NS_INDIRECT | NS_BUF_CHANGED;
 
-/** Forwards slots hwcur .. rhead - 1 of a tx ring. Returns how many. */
+/**
+ * Forwards slots of a tx ring from hwcur on, up to rhead or, of more, the first BATCH (and the rest of a chain), and tells
+ * sender and receivers. Returns how many.
+ */
 export function valeTxsync(d: usize, kr: usize): u32 {
   const head = load<u32>(kr, kring_rhead);
   const n = load<u32>(kr, kring_num_slots);
   let j = load<u32>(kr, kring_hwcur);
-  const todo = head >= j ? head - j : head + n - j;
-  while (j != head) {
-    let done: u32 = 0;
-    do {
-      const next = scan(d, kr, j, head);
-      resolve(d, kr);
-      deliver(d, kr);
-      done += next >= j ? next - j : next + n - j;
-      j = next;
-    } while (j != head && done < BATCH);
-    bump(kr + kring_slots, done);
-    store<u32>(kr, j, kring_hwcur);
-    store<u32>(kr, j == 0 ? n - 1 : j - 1, kring_hwtail);
-    publish(d, kr);
-    publishReceivers(d);
-  }
-  return todo;
+  let done: u32 = 0;
+  do {
+    const next = scan(d, kr, j, head);
+    resolve(d, kr);
+    deliver(d, kr);
+    done += next >= j ? next - j : next + n - j;
+    j = next;
+  } while (j != head && done < BATCH);
+  bump(kr + kring_slots, done);
+  store<u32>(kr, j, kring_hwcur);
+  store<u32>(kr, j == 0 ? n - 1 : j - 1, kring_hwtail);
+  publish(d, kr);
+  publishReceivers(d);
+  return done;
 }
 
 /**

@@ -61,7 +61,7 @@ export interface Datapath {
   /** DELETE: one last sync (tx: sends what is pending; rx: takes released slots back), then no access to its CSB any more. */
   krStop(kring: number): void;
   /**
-   * One turn: sends what the running tx rings have, at most one ring's length each (R8), and publishes. A ring that
+   * One turn: sends what the running tx rings have, at most a batch of 512 slots each (R8), and publishes. A ring that
    * moved is disarmed (kern_need_kick = 0). Returns the slots taken; 0: nothing moved.
    */
   serve(domain: number): number;

@@ -6,7 +6,7 @@
  * Owner of everything host-private in its arena's domains. Nothing here allocates once traffic flows.
  */
 import type { Views } from '../abi/index.ts';
-import { DOMAIN_NULL, DOMAIN_PIPE, kring, port as portLayout } from '../abi/index.ts';
+import { DOMAIN_NULL, DOMAIN_PIPE, kring, nm_csb_atok, port as portLayout } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
 import { closeFd, Epoll, EPOLLET, EPOLLIN, errno, eventfd, eventfdSignal } from '../os/index.ts';
 import type { Command, CommandResult, RingStart } from './commands.ts';
@@ -23,6 +23,12 @@ const SPIN_MIN_US = 4;
 const SPIN_MAX_US = 64;
 /** A sleep shorter than this would better have been a spin. */
 const SHORT_SLEEP_US = 50;
+
+/**
+ * While packets flow, a ring's user is interrupted when half of its ring is ready for it, and otherwise when nothing moves
+ * any more or this many slots have moved since: so one wake-up serves many packets, and no packet waits long.
+ */
+const HOLD_SLOTS = 2048;
 
 interface Domain {
   readonly address: number;
@@ -50,6 +56,10 @@ export class Kloop {
   /** Descriptor that interrupts the user of a ring, by kring address. */
   readonly #irqs = new Map<number, number>();
   readonly #running = new Set<number>();
+  /** Rings whose users are to be interrupted, held back; and the slots that moved since the first of them was. */
+  readonly #held = new Set<number>();
+  #heldSlots = 0;
+  #holding = false;
   #ended = false;
   #armed = false;
   #spinUs = SPIN_MIN_US;
@@ -63,8 +73,14 @@ export class Kloop {
     this.#epoll.add(this.doorbell, EPOLLIN | EPOLLET, this.doorbell);
   }
 
-  /** Serves every domain once (R8). Returns the slots that moved. */
+  /** Serves every domain once (R8), and interrupts who asked for it. Returns the slots that moved. */
   turn(): number {
+    const moved = this.#serve();
+    this.#releaseHeld();
+    return moved;
+  }
+
+  #serve(): number {
     let moved = 0;
     for (const domain of this.#domains) {
       if (domain.error !== undefined) continue;
@@ -101,7 +117,14 @@ export class Kloop {
         continue;
       }
       Atomics.add(this.#ctl, CTL.HEARTBEAT, 1);
-      if (this.turn() > 0) {
+      this.#holding = true;
+      const moved = this.#serve();
+      this.#holding = false;
+      if (this.#held.size > 0) {
+        this.#heldSlots += moved;
+        if (moved === 0 || this.#heldSlots >= HOLD_SLOTS) this.#releaseHeld();
+      }
+      if (moved > 0) {
         idleSince = 0;
         continue;
       }
@@ -222,6 +245,7 @@ export class Kloop {
 
   #stop(k: number): void {
     if (!this.#running.delete(k)) return;
+    if (this.#held.delete(k)) this.#interrupt(k);
     const address = portLayout.get.domain(this.#m, kring.get.port(this.#m, k));
     const domain = this.#domains.find((d) => d.address === address);
     if (domain === undefined) return;
@@ -237,6 +261,11 @@ export class Kloop {
   }
 
   readonly #interrupt = (k: number): void => {
+    if (this.#holding && !this.#halfReady(k)) {
+      this.#held.add(k);
+      return;
+    }
+    this.#held.delete(k);
     const fd = this.#irqs.get(k);
     if (fd === undefined) return;
     // A client may have made its eventfd blocking and full: then the devices thread frees this write (R15).
@@ -245,6 +274,24 @@ export class Kloop {
     eventfdSignal(fd);
     Atomics.store(this.#ctl, CTL.WRITING, 0);
   };
+
+  /** Whether half of a ring's slots are beyond its user's cur. */
+  #halfReady(k: number): boolean {
+    const n = kring.get.num_slots(this.#m, k);
+    const ready = kring.get.hwtail(this.#m, k) - kring.get.rcur(this.#m, k);
+    return (ready < 0 ? ready + n : ready) * 2 >= n;
+  }
+
+  /** Interrupts whose interrupts were held back, if they still want that. */
+  #releaseHeld(): void {
+    this.#heldSlots = 0;
+    for (const k of this.#held) if (this.#wantsInterrupt(k)) this.#interrupt(k);
+    this.#held.clear();
+  }
+
+  #wantsInterrupt(k: number): boolean {
+    return Atomics.load(this.#m.i32, (kring.get.atok(this.#m, k) + nm_csb_atok.ofs.appl_need_kick) >>> 2) !== 0;
+  }
 
   #arm(): void {
     for (const d of this.#domains) {

@@ -174,6 +174,43 @@ test('R13: who asks for an interrupt when hwtail moves gets one, who does not ge
     }
   }));
 
+test('R13: while packets flow, an interrupt waits until half of the ring is ready, but not when nothing moves any more', () =>
+  withRig(async (rig) => {
+    const [a, b] = [await running(rig), await running(rig)];
+    const fds = [eventfd(), eventfd()];
+    await b.guest.client.setIrqs({ index: 2, start: 0, fds });
+    b.guest.memory.setU32(b.guest.atok(1) + nm_csb_atok.ofs.appl_need_kick, 1);
+    const heads = [1, 1, 10, 17, 17];
+    const interrupts: bigint[] = [];
+    const { serve } = rig.datapath;
+    rig.datapath.serve = (d) => {
+      const i = interrupts.push(eventfdRead(fds[1]!)) - 1;
+      if (i === heads.length - 1) rig.kloop.execute({ op: 'end' });
+      a.guest.setHead(0, heads[i]!);
+      return serve(d);
+    };
+    rig.kloop.run();
+    assert.deepEqual(interrupts, [0n, 0n, 1n, 0n, 1n]);
+  }));
+
+test('R13: an interrupt that is held back is not lost when its ring is stopped', () =>
+  withRig(async (rig) => {
+    const [a, b] = [await running(rig), await running(rig)];
+    const fds = [eventfd(), eventfd()];
+    await b.guest.client.setIrqs({ index: 2, start: 0, fds });
+    const { serve } = rig.datapath;
+    rig.datapath.serve = (d) => {
+      a.guest.setHead(0, 1);
+      const moved = serve(d);
+      rig.kloop.execute({ op: 'end' });
+      return moved;
+    };
+    rig.kloop.run();
+    assert.equal(eventfdRead(fds[1]!), 0n);
+    rig.kloop.execute({ op: 'stop', krings: [b.registration.rxRings[0]!.kring] });
+    assert.equal(eventfdRead(fds[1]!), 1n);
+  }));
+
 test('R16: kicks that nobody asked for, on every ring and beyond, and sync_flags of any value change nothing', () =>
   withRig(async (rig) => {
     const [a, b] = [await running(rig), await running(rig)];
