@@ -44,7 +44,7 @@ function receive(n: number): void {
 }
 
 process.stdout.write(`ready ${port.mac}\n`);
-let [longest, slow] = [0, 0];
+const times = new Float64Array(Number(count));
 for (let n = 1; n <= Number(count); n++) {
   const start = performance.now();
   if (role === 'ping') send(n);
@@ -54,11 +54,12 @@ for (let n = 1; n <= Number(count); n++) {
     send(n);
     continue;
   }
-  const took = performance.now() - start;
-  if (took > longest) longest = took;
-  if (took > 90) slow++;
+  times[n - 1] = performance.now() - start;
   pause();
 }
-process.stdout.write(`${JSON.stringify({ longest, slow })}\n`);
+times.sort();
+const at = (part: number): number => times[Math.floor((times.length - 1) * part)]!;
+const slow = times.filter((ms) => ms > 90).length;
+process.stdout.write(`${JSON.stringify({ p50: at(0.5), p99: at(0.99), longest: at(1), slow })}\n`);
 await port.close();
 process.exit(0);
