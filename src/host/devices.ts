@@ -190,7 +190,7 @@ export class Devices {
     });
     try {
       if (entry.device instanceof PtnetDevice) await entry.device.connected();
-      const log = (text: string): void => this.#log('warn', `${entry.name}: ${text}`);
+      const log = (text: string, level: 'warn' | 'debug'): void => this.#log(level, `${entry.name}: ${text}`);
       entry.connection = new ServerConnection(socketTransport(fd), entry.device, { log });
     } catch (e) {
       closeFd(fd);

@@ -14,6 +14,7 @@ import {
   maxMessageBytes,
   newMessage,
   VFIO_USER_DEFAULT_MAX_DATA_XFER_SIZE,
+  VFIO_USER_DEVICE_GET_IRQ_INFO,
   VFIO_USER_F_ERROR,
   VFIO_USER_F_NO_REPLY,
   VFIO_USER_F_TYPE_REPLY,
@@ -21,8 +22,11 @@ import {
   vfio_user_header,
 } from './messages.ts';
 import { type Reply, type Session, serveRequest, type VfioUserDevice } from './requests.ts';
-import { MessageReader, MessageWriter, StreamError } from './stream.ts';
+import { MessageReader, MessageWriter, PEER_CLOSED, StreamError } from './stream.ts';
 import type { Ready, Transport } from './transport.ts';
+
+/** What is worth a warning, and what only concerns whoever looks for a fault. */
+export type LogLevel = 'warn' | 'debug';
 
 export interface ServerOptions {
   /** How long a client may leave a message unfinished or a reply unread, milliseconds (default 5000). */
@@ -32,7 +36,7 @@ export interface ServerOptions {
   /** Most bytes of one region access (default 1 MiB, the specification's). */
   readonly maxDataXferSize?: number;
   /** Gets a line for every refused request and for the end. */
-  readonly log?: (text: string) => void;
+  readonly log?: (text: string, level: LogLevel) => void;
 }
 
 /** Requests served in one turn of the event loop before others get theirs. */
@@ -49,7 +53,7 @@ export class ServerConnection {
   readonly #writer: MessageWriter;
   readonly #watch: Watch;
   readonly #stallMs: number;
-  readonly #log: (text: string) => void;
+  readonly #log: (text: string, level: LogLevel) => void;
   #resolveClosed: (reason: string) => void = () => {};
   /** Why the connection ended; undefined while it lasts. */
   #reason: string | undefined;
@@ -85,7 +89,7 @@ export class ServerConnection {
     this.#transport.close();
     this.#writer.clear();
     this.#reader.closeFds();
-    this.#log(`disconnected: ${reason}`);
+    this.#log(`disconnected: ${reason}`, reason === PEER_CLOSED ? 'debug' : 'warn');
     if (!this.#busy) void this.#end(reason);
   }
 
@@ -94,7 +98,7 @@ export class ServerConnection {
     try {
       await this.#session.device.disconnected(reason);
     } catch (e) {
-      this.#log(`the device failed while disconnecting: ${text(e)}`);
+      this.#log(`the device failed while disconnecting: ${text(e)}`, 'warn');
     }
     this.#resolveClosed(reason);
   }
@@ -198,7 +202,12 @@ export class ServerConnection {
     const m = this.#reader.message.m;
     const what = `request ${vfio_user_header.get.msg_id(m, 0)}, ${commandName(vfio_user_header.get.cmd(m, 0))}`;
     const ours = !(e instanceof VfioUserError);
-    this.#complain(ours ? `${what}: the device failed: ${text(e)}` : `${what}: ${e.message}`);
+    // QEMU asks for the error interrupt at every start, and EINVAL is the answer that keeps it silent (docs/abi.md, 4).
+    const isQuestion = !ours && vfio_user_header.get.cmd(m, 0) === VFIO_USER_DEVICE_GET_IRQ_INFO;
+    this.#complain(
+      ours ? `${what}: the device failed: ${text(e)}` : `${what}: ${e.message}`,
+      isQuestion ? 'debug' : 'warn',
+    );
     this.#reply(newMessage(0), VFIO_USER_F_TYPE_REPLY | VFIO_USER_F_ERROR, ours ? errno.EIO : e.errno, []);
   }
 
@@ -214,10 +223,10 @@ export class ServerConnection {
     this.#writer.send(message, fds);
   }
 
-  #complain(line: string): void {
+  #complain(line: string, level: LogLevel): void {
     this.#complaints++;
-    if (this.#complaints <= MAX_COMPLAINTS) this.#log(line);
-    if (this.#complaints === MAX_COMPLAINTS) this.#log('more refused requests of this client are not logged');
+    if (this.#complaints <= MAX_COMPLAINTS) this.#log(line, level);
+    if (this.#complaints === MAX_COMPLAINTS) this.#log('more refused requests of this client are not logged', 'warn');
   }
 }
 

@@ -6,6 +6,9 @@ import { closeFd, errno } from '../os/index.ts';
 import { BODY, type Message, newMessage, vfio_user_header } from './messages.ts';
 import type { Transport } from './transport.ts';
 
+/** Why a connection ended that its client ended in order, between messages. */
+export const PEER_CLOSED = 'the peer closed the connection';
+
 /** The stream cannot go on: it ended, or where the next message begins is not known. */
 export class StreamError extends Error {
   /** Set if the header that was read can be answered with this errno before closing. */
@@ -82,7 +85,7 @@ export class MessageReader {
       if (got.truncated) throw new StreamError('more descriptors than may come in one message (MSG_CTRUNC)');
       if (got.again) return false;
       if (got.ended) {
-        if (this.#got === 0) throw new StreamError('the peer closed the connection');
+        if (this.#got === 0) throw new StreamError(PEER_CLOSED);
         const of = this.#got < BODY ? 'header' : `message of ${this.#size} bytes`;
         throw new StreamError(`the peer closed the connection after ${this.#got} bytes of a ${of}`);
       }
