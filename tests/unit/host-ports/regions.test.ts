@@ -4,7 +4,7 @@ import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import { after, before, test } from 'node:test';
 import type { NetmapPort } from '../../../src/api/index.ts';
-import { POLLIN, POLLOUT } from '../../../src/api/index.ts';
+import { openDevice, POLLIN, POLLOUT } from '../../../src/api/index.ts';
 import { connectVfioUserPci, Memdev, PtnetDriver } from '../../../src/guest/index.ts';
 import { NetmapPort as Port } from '../../../src/api/port.ts';
 import { fill, Lab, pump, range, take } from './support.ts';
@@ -135,6 +135,48 @@ test('a chain: generator, pipe, bridge in a machine with two pipe ends, pipe, si
   assert.deepEqual(pump(g, again.ports[0]!, 0, 2000), range(0, 2000));
   await lab.close(g);
   await again.off();
+});
+
+test('R21: a region that others made is used by those whom the configuration lets, by "@ID"', async () => {
+  const uid = process.getuid!();
+  const vms = { box: { ports: ['vale0:box@boxes'], trustUnsealedMemory: false } };
+  const access = (ports: string[]) => new Map([[uid, { ports, maxPorts: 9, maxMemory: 2 ** 30 }]]);
+  const strict = await Lab.start({ vms, users: access(['vale0:*']) });
+  await assert.rejects(strict.open('vale0:x@boxes'), (e: NodeJS.ErrnoException) => {
+    assert.equal(e.code, 'EPERM');
+    assert.match(e.message, /memory is that of VM box .*let the user open "@boxes"/);
+    return true;
+  });
+  await assert.rejects(strict.open('vale0:x@share=vale0:box'), { code: 'EPERM' });
+  const own = await strict.open('vale0:x@mine');
+  await strict.close(own);
+  await strict.stop();
+  const open = await Lab.start({ vms, users: access(['vale0:*', '@boxes']) });
+  await open.close(await open.open('vale0:x@boxes'));
+  await open.stop();
+});
+
+test('both ends as ports of machines: by @ID only, as it gives each the other’s memory', async () => {
+  const vm = (port: string) => ({ ports: [port], trustUnsealedMemory: false });
+  await assert.rejects(
+    Lab.start({ vms: { a: vm('netmap:v{1'), b: vm('netmap:v}1') } }),
+    /open netmap:v}1: its memory is that of VM a .*netmap:v}1@ID/,
+  );
+  const two = await Lab.start({ vms: { a: vm('netmap:v{1@both'), b: vm('netmap:v}1@both') } });
+  const sockets = two.daemon.status().vms.map((v) => v.sockets);
+  const ports = await Promise.all(sockets.map(([memdev, ptnet]) => openDevice(memdev!, ptnet!)));
+  const [a, b] = ports as [NetmapPort, NetmapPort];
+  assert.deepEqual(pump(a, b, 0, 3000), range(0, 3000));
+  assert.deepEqual(pump(b, a, 7, 3000), range(7, 3000));
+  assert.deepEqual(
+    (await two.ports()).map((p) => [p.name, p.region]),
+    [
+      ['netmap:v{1', '@both'],
+      ['netmap:v}1', '@both'],
+    ],
+  );
+  for (const port of ports) await port.close();
+  await two.stop();
 });
 
 test('R19: a process is killed between the two: all buffers are accounted for, the other end goes on with a new peer', async () => {
