@@ -22,6 +22,7 @@ import type { DevicesEvent } from './devices.ts';
 import type { Logger } from './log.ts';
 import { createLogger } from './log.ts';
 import { regionSizes } from './region-sizes.ts';
+import { isOwn, type RegionSizes } from './regions.ts';
 import { RunDir } from './run-dir.ts';
 import { shapeOf } from './shape.ts';
 import { daemonStatus } from './status.ts';
@@ -40,9 +41,13 @@ export interface DaemonExit {
   readonly reason: string;
 }
 
+/** What an open is counted as. */
 interface OpenPort {
   readonly uid: number;
+  /** Bytes of its region, or of what it takes of a region that others made. */
   readonly bytes: number;
+  /** @ID of a region of the user's own, which counts once however many ports are in it. */
+  readonly own: string | undefined;
 }
 
 export class Daemon {
@@ -244,14 +249,21 @@ export class Daemon {
       );
     }
     const needs = parsed.kind === 'pipe' ? pipeNeeds(config) : portNeeds(config);
-    // All of the file may become memory, also what the layout does not use.
     const buffers = needs.buffers + extraBufs;
-    const bytes = regionLayout({ name, interfaces: needs.rings, ...needs, buffers, bufSize }).fileSize;
+    const alone = { interfaces: needs.rings, ...needs, buffers, bufSize };
     // Counted from now on, so that many requests at a time get no more than one after the other.
-    const opened = this.#checkAccess(parsed, peer, bytes);
+    const opened = this.#checkAccess(parsed, peer, alone);
     this.#opened.add(opened);
-    const [memdev, memdevPeer] = socketPair();
-    const [ptnet, ptnetPeer] = socketPair();
+    const sockets: [number, number][] = [];
+    try {
+      sockets.push(socketPair());
+      sockets.push(socketPair());
+    } catch (e) {
+      this.#opened.delete(opened);
+      for (const fd of sockets.flat()) closeFd(fd);
+      throw e;
+    }
+    const [[memdev, memdevPeer], [ptnet, ptnetPeer]] = sockets as [[number, number], [number, number]];
     const memdevEndpoint = { fd: memdev };
     let group: PortGroup;
     try {
@@ -293,8 +305,11 @@ export class Daemon {
     };
   }
 
-  /** Whether a user may open a port with so many bytes of region now; what is then counted against him. */
-  #checkAccess({ name, text }: PortName, { uid }: PeerCredentials, bytes: number): OpenPort {
+  /**
+   * Whether a user may open a port now; what is then counted against him.
+   * @param alone sizes of the region that the port needs if it gets one to itself
+   */
+  #checkAccess({ name, text, memId }: PortName, { uid, pid }: PeerCredentials, alone: RegionSizes): OpenPort {
     const access = accessOf(this.config, uid);
     if (access === undefined || !(mayOpen(access, name) || mayMonitor(access, text))) {
       throw new SysError(`open ${name}: the configuration does not let user ${uid} open this port`, errno.EPERM);
@@ -306,12 +321,20 @@ export class Daemon {
         errno.EDQUOT,
       );
     }
-    const used = mine.reduce((sum, o) => sum + o.bytes, 0);
+    // Who first names a region makes it, and all of its file may become memory, also what the layout does not use.
+    const named = memId === undefined ? undefined : [...this.#switchboard.regions].find(({ id }) => id === memId);
+    const own = memId !== undefined && (named === undefined || isOwn(named, { pid, uid })) ? memId : undefined;
+    const sizes = own === undefined ? alone : regionSizes(this.config, own);
+    const bytes = regionLayout({ name, ...sizes }).fileSize;
+    const used = mine.reduce((sum, o, i) => {
+      const counted = o.own !== undefined && (o.own === own || mine.findIndex((p) => p.own === o.own) < i);
+      return counted ? sum : sum + o.bytes;
+    }, 0);
     if (used + bytes > access.maxMemory) {
       const has = `user ${uid} has ${used} bytes of regions, and maxMemory allows ${access.maxMemory}`;
       throw new SysError(`open ${name}: the port needs ${bytes} bytes; ${has}`, errno.EDQUOT);
     }
-    return { uid, bytes };
+    return { uid, bytes, own };
   }
 
   /** What `ptnet vale-ctl` asks for. Only the daemon's own user and root change anything. */

@@ -155,6 +155,19 @@ test('R21: no user gets more ports or memory than the configuration says, also w
     await second.close();
   }));
 
+test('R21: a region by name counts as a whole, once, for the user who makes it', () =>
+  withDaemon(limited.replace('20M', '200M').replace('maxPorts: 2', 'maxPorts: 9'), async (lab) => {
+    const open = (name: string): Promise<NetmapPort> => openPort(name, { runDir: lab.dir, txSlots: 64, rxSlots: 64 });
+    const first = await open('vale0:a@r1');
+    const second = await open('vale0:b@r1');
+    await assert.rejects(open('vale0:c@r2'), /the port needs 134217728 bytes; user \d+ has 134217728 bytes.*: EDQUOT/);
+    await first.close();
+    await assert.rejects(open('vale0:c@r2'), /EDQUOT/, 'the second holds it still');
+    await second.close();
+    await eventually('the region is gone', () => lab.status.regions.length === 0);
+    await (await open('vale0:c@r2')).close();
+  }));
+
 test('R21: another user: refused without a word in the configuration, let in by it; may not stop the daemon', async (t) => {
   if (uid !== 0) return t.skip('needs root, to be another user for a moment');
   const nobody = 65534;
