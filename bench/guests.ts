@@ -1,5 +1,5 @@
 /**
- * Two guest processes through the daemon: pkt-gen tx to pkt-gen rx over one VALE switch. What a user of the whole system
+ * Two guest processes through the daemon: pkt-gen tx to pkt-gen rx over one VALE switch or a pipe. What a user of the whole system
  * gets, receiver's drops included.
  */
 import { setTimeout } from 'node:timers/promises';
@@ -7,6 +7,10 @@ import { fileURLToPath } from 'node:url';
 import { Lab } from '../src/cli/lab.ts';
 import type { Context, Row } from './bench.ts';
 import { conditions } from './bench.ts';
+
+/** The ends of a pipe. */
+export const PIPE_TX = 'netmap:bench{1';
+export const PIPE_RX = 'netmap:bench}1';
 
 /** How two guests send to one another. */
 export interface Stream {
@@ -41,16 +45,24 @@ export const TX = 'vale0:tx';
 export const RX = 'vale0:rx';
 
 export async function benchGuests(context: Context): Promise<Row[]> {
-  const shapes = SIZES.flatMap((size) => SLOTS.map((slots) => ({ size, slots, batch: slots / 4 })));
-  for (const batch of BATCHES) shapes.push({ size: 60, slots: 4096, batch });
+  const shapes: Stream[] = [];
+  for (const size of SIZES) {
+    for (const slots of SLOTS) shapes.push({ tx: TX, rx: RX, size, slots, batch: slots / 4 });
+  }
+  for (const batch of BATCHES) shapes.push({ tx: TX, rx: RX, size: 60, slots: 4096, batch });
+  for (const size of [60, 1514]) {
+    for (const slots of SLOTS) shapes.push({ tx: PIPE_TX, rx: PIPE_RX, size, slots, batch: slots / 4 });
+  }
   const lab = await Lab.start();
   try {
     const rows: Row[] = [];
     for (const shape of shapes) {
-      context.progress(`guests: ${shape.size} bytes, ${shape.slots} slots, batch ${shape.batch}`);
+      const { size, slots, batch } = shape;
+      const through = shape.tx === TX ? 'VALE' : 'pipe';
+      context.progress(`guests: ${through}, ${size} bytes, ${slots} slots, batch ${batch}`);
       const seen = await context.quiet.wait();
-      const result = await stream(lab, { tx: TX, rx: RX, ...shape }, context.ms);
-      rows.push({ bench: 'guests', ...shape, ...result, ...conditions([seen]) });
+      const result = await stream(lab, shape, context.ms);
+      rows.push({ bench: 'guests', through, size, slots, batch, ...result, ...conditions([seen]) });
     }
     return rows;
   } finally {

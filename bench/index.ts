@@ -9,6 +9,7 @@ import { availableParallelism, cpus, release } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { Context, Row } from './bench.ts';
+import { benchChain } from './chain.ts';
 import { benchDatapath } from './datapath.ts';
 import { benchGrowth } from './growth.ts';
 import { benchGuests } from './guests.ts';
@@ -29,6 +30,7 @@ interface Bench {
 const benches: Readonly<Record<string, Bench>> = {
   datapath: { run: benchDatapath, ms: 200, rounds: 1 },
   guests: { run: benchGuests, ms: 700, rounds: 1 },
+  chain: { run: benchChain, ms: 700, rounds: 1 },
   latency: { run: benchLatency, ms: 2000, rounds: 1 },
   idle: { run: benchIdle, ms: 2000, rounds: 1 },
   growth: { run: benchGrowth, ms: 200, rounds: 1 },

@@ -10,9 +10,9 @@ import { join } from 'node:path';
 import { Lab } from '../src/cli/lab.ts';
 import type { Context, Figure, Row, Variant } from './bench.ts';
 import { conditions, interleave, ratio } from './bench.ts';
-import { measureDatapath } from './datapath.ts';
+import { measureDatapath, measurePipe } from './datapath.ts';
 import { dpdkPair } from './dpdk.ts';
-import { RX, stream, TX } from './guests.ts';
+import { PIPE_RX, PIPE_TX, RX, stream, TX } from './guests.ts';
 import { REST_RATE, roundTrips } from './latency.ts';
 import { program } from './process.ts';
 import { compilePrograms } from './programs.ts';
@@ -23,10 +23,13 @@ const SIZES = [64, 1500];
 const GOALS: readonly { readonly size: number; readonly of: string; readonly by: string; readonly goal: number }[] = [
   { size: 64, of: 'datapath, VALE', by: 'C: VALE, 1 thread', goal: 1 },
   { size: 1500, of: 'datapath, VALE', by: 'C: memcpy, 1 thread', goal: 0.95 },
+  { size: 64, of: 'datapath, pipe', by: 'C: swap, 1 thread', goal: 0.8 },
   { size: 64, of: 'guests, VALE, 4096 slots', by: 'DPDK memif', goal: 0.9 },
   { size: 1500, of: 'guests, VALE, 4096 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
   { size: 64, of: 'guests, VALE, 1024 slots', by: 'DPDK memif', goal: 0.45 },
   { size: 1500, of: 'guests, VALE, 1024 slots', by: 'C: memcpy, 2 processes', goal: 0.425 },
+  { size: 64, of: 'guests, pipe, 4096 slots', by: 'DPDK memif', goal: 1.7 },
+  { size: 1500, of: 'guests, pipe, 4096 slots', by: 'DPDK memif', goal: 4 },
 ];
 
 export async function benchPeers(context: Context): Promise<Row[]> {
@@ -56,6 +59,11 @@ export async function benchPeers(context: Context): Promise<Row[]> {
           name: `guests, VALE, ${slots} slots`,
           run: async () => (await stream(lab, { tx: TX, rx: RX, size, slots, batch: slots / 4 }, ms)).mpps,
         })),
+        { name: 'datapath, pipe', run: () => measurePipe(size, 1024, 256, ms / 4) },
+        {
+          name: 'guests, pipe, 4096 slots',
+          run: async () => (await stream(lab, { tx: PIPE_TX, rx: PIPE_RX, size, slots: 4096, batch: 1024 }, ms)).mpps,
+        },
       ];
       if (typeof c !== 'string') {
         const rings = (how: string, processes: number, slots: number) => async (): Promise<number> =>

@@ -101,6 +101,18 @@ export class Lab {
     return this.#guest(new Process(['pkt-gen', '--run-dir', this.runDir, '--json', ...args]));
   }
 
+  /** Starts another command of ptnet, which runs until Ctrl-C. @returns what ends it as that does */
+  command([name = '', ...args]: readonly string[]): { end(): Promise<void> } {
+    const guest = new Process([name, '--run-dir', this.runDir, ...args]);
+    this.#guests.push(guest);
+    return {
+      end: async () => {
+        guest.child.kill('SIGINT');
+        await guest.exited;
+      },
+    };
+  }
+
   /** Starts a script of the caller's, with the run directory in front of its arguments; it reports as pkt-gen does. */
   script(path: string, args: readonly string[]): Guest {
     return this.#guest(new Process(['--run-dir', this.runDir, ...args], path));
