@@ -13,7 +13,7 @@ const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 export const long = process.env['PTNET_LONG'] === '1';
 
 /** Patience for what takes milliseconds: only a hang gets there. */
-const PATIENCE_MS = 60_000;
+const PATIENCE_MS = long ? 900_000 : 60_000;
 
 export type PortStatus = DaemonStatus['domains'][number]['ports'][number];
 
