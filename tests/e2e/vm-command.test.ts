@@ -21,7 +21,7 @@ describe('ptnet vm', { concurrency: false }, () => {
 
   before(async () => {
     qemu = execFileSync(join(root, 'tools/get-qemu'), { encoding: 'utf8' }).trim();
-    daemon = await PtnetDaemon.start({ runDir, vms: { fw: { ports: ['vale0:fw', 'vale1:fw'] } } });
+    daemon = await PtnetDaemon.start({ runDir, vms: { fw: { ports: ['vale0:fw', 'vale1:fw@other'] } } });
   });
 
   after(async () => {
@@ -61,7 +61,7 @@ describe('ptnet vm', { concurrency: false }, () => {
         }
       });
 
-  test('QEMU runs with both devices; SIGTERM reaches it, and it ends in order', async () => {
+  test('QEMU runs with two ports in two regions; SIGTERM reaches it, and it ends in order', async () => {
     const vm = await start();
     vm.child.kill('SIGTERM');
     assert.equal(await vm.exited, 0, vm.stderr);

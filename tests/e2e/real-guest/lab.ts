@@ -30,8 +30,13 @@ export interface Setup {
 
 export const defaultSetup: Setup = { machine: 'pc', cpus: 1, bar64: true, queuePairs: 1 };
 
-/** Two machines on a switch, and one with a port on each of two switches. */
-const vms = { a: ['vale0:a'], b: ['vale0:b'], mid: ['vale0:mid', 'vale1:mid'] } as const;
+/** Two machines on a switch, and two with a port on each of two switches: both in one region, and in two. */
+const vms = {
+  a: ['vale0:a'],
+  b: ['vale0:b'],
+  mid: ['vale0:mid', 'vale1:mid'],
+  two: ['vale0:two', 'vale1:two@second'],
+} as const;
 export type VmName = keyof typeof vms;
 
 export class Lab {
