@@ -279,6 +279,7 @@ export class Daemon {
           vnetHdr,
           bar64: true,
           maxDmaMaps: LOCAL_DMA_MAPS,
+          bufSize: options.bufSize,
           mayUse: (id) => mayOpen(accessOf(this.config, peer.uid)!, `@${id}`),
           mayMonitor: (monitor) => mayMonitor(accessOf(this.config, peer.uid)!, monitor),
         },

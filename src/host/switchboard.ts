@@ -4,9 +4,8 @@
  *
  * Changes are made one after another, each awaited, as the datapath has to acknowledge them.
  */
-import { NR_EXCLUSIVE } from '../abi/index.ts';
 import { closeFd, errno, PAGE_SIZE, SysError } from '../os/index.ts';
-import type { PortConfig, PortName, SelectedRings } from '../ports/index.ts';
+import type { PortConfig, PortName } from '../ports/index.ts';
 import {
   allRings,
   createRegistration,
@@ -15,14 +14,14 @@ import {
   portNeeds,
   releaseRegistration,
   SelectionError,
-  selectRings,
 } from '../ports/index.ts';
 import type { Domain } from './domains.ts';
 import { Domains } from './domains.ts';
+import { freeRings } from './free-rings.ts';
 import type { Open } from './opens.ts';
 import { ownerText } from './opens.ts';
 import type { Port } from './port-table.ts';
-import { isMonitor, isZeroCopyMonitor, monitorConfig, PortTable, ringsInUse } from './port-table.ts';
+import { isMonitor, isZeroCopyMonitor, monitorConfig, PortTable } from './port-table.ts';
 import type { PortOwner, RegionSizes, SharedRegion } from './regions.ts';
 import { isOwn, isOwner, Regions } from './regions.ts';
 import type { Threads } from './threads.ts';
@@ -54,6 +53,8 @@ export interface GroupOptions {
   readonly bar64: boolean;
   /** Most DMA_MAPs of each ptnet device. */
   readonly maxDmaMaps: number;
+  /** Bytes of a buffer, if somebody asked for that; regions that exist have to have them. */
+  readonly bufSize?: number | undefined;
   /** Whether this owner may use the region of an @ID that others made. */
   readonly mayUse: (id: string) => boolean;
   /** Whether this owner may see what passes through a port of others. @param name the monitor's, e.g. "vale0:a/r" */
@@ -289,7 +290,12 @@ export class Switchboard {
 
   #usable(name: PortName, region: SharedRegion, owner: PortOwner, options: GroupOptions): SharedRegion {
     const { id } = region;
-    if (isOwn(region, owner) || (id !== undefined && options.mayUse(id))) return region;
+    if (isOwn(region, owner) || (id !== undefined && options.mayUse(id))) {
+      const { objsz } = region.region.layout.bufPool;
+      if (options.bufSize === undefined || options.bufSize === objsz) return region;
+      const has = `region ${region.region.name} has buffers of ${objsz} bytes`;
+      throw new SysError(`open ${name.text}: bufSize ${options.bufSize}, but ${has}`, errno.EINVAL);
+    }
     const advice =
       id === undefined
         ? `name a region for it that both may use (${name.name}@ID) when it is first opened`
@@ -373,24 +379,3 @@ export class Switchboard {
     await this.#threads.devices.call({ op: 'remove', id });
   }
 }
-
-/** The rings of a port that a name selects. @throws SysError EBUSY: one is in use; SelectionError */
-function freeRings(port: Port, name: PortName): SelectedRings {
-  const rings = selectRings(port.record, name);
-  const used = ringsInUse(port);
-  for (const ring of allRings(rings)) {
-    const open = used.get(ring.kring);
-    if (open === undefined) continue;
-    throw new SysError(`open ${name.text}: ${ownerText(open.owner)} has it or some of these rings open`, errno.EBUSY);
-  }
-  const exclusive = [...port.opens].find((open) => isExclusive(parsePortName(open.name)));
-  const first = exclusive ?? (isExclusive(name) ? [...port.opens][0] : undefined);
-  if (first !== undefined) {
-    const why =
-      exclusive === undefined ? 'is open, so that it cannot be had exclusively (/x)' : 'is open exclusively (/x)';
-    throw new SysError(`open ${name.text}: ${port.name} ${why} by ${ownerText(first.owner)}`, errno.EBUSY);
-  }
-  return rings;
-}
-
-const isExclusive = (name: PortName): boolean => (name.flags & NR_EXCLUSIVE) !== 0;
