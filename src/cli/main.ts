@@ -1,9 +1,11 @@
 /** The `ptnet` command: finds the subcommand, runs it, turns what goes wrong into one line and an exit status. */
 import { Command, CommanderError } from 'commander';
-import { demoCommand } from './commands/demo.ts';
 import { bridgeCommand } from './commands/bridge.ts';
+import { demoCommand } from './commands/demo.ts';
+import { dumpCommand } from './commands/dump.ts';
 import { hostCommand } from './commands/host.ts';
 import { ifconfigCommand } from './commands/ifconfig.ts';
+import { lbCommand } from './commands/lb.ts';
 import { listCommand } from './commands/list.ts';
 import { nmreplayCommand } from './commands/nmreplay.ts';
 import { pktGenCommand } from './commands/pkt-gen.ts';
@@ -24,7 +26,9 @@ function program(): Command {
     listCommand(),
     pktGenCommand(),
     bridgeCommand(),
+    lbCommand(),
     nmreplayCommand(),
+    dumpCommand(),
     valeCtlCommand(),
     vmCommand(),
     upCommand(),

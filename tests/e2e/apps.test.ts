@@ -5,6 +5,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { CaptureReader } from '../../src/cli/pcap/reader.ts';
 import { CaptureWriter } from '../../src/cli/pcap/writer.ts';
 import { PktGen, PtnetDaemon, PtnetProcess, ptnet } from './ptnet.ts';
 
@@ -71,4 +72,46 @@ test('nmreplay sends a capture with its timing; pkt-gen -P its first packet', as
   assert.deepEqual([result.packets, result.bytes], [210, 21_000]);
   const none = await ptnet(['nmreplay', '--run-dir', runDir, '-f', join(dir, 'none'), '-i', 'vale0:tx']);
   assert.deepEqual([none.code, /^ptnet: ENOENT: .*none/.test(none.stderr)], [1, true]);
+});
+
+test('dump: both directions of a port while pings pass, to a file and to a pipe', async () => {
+  const file = join(dir, 'ping.pcapng');
+  const pong = await PktGen.start(runDir, 'vale3:pong', ['-f', 'pong']);
+  const dump = new PtnetProcess(['dump', '--run-dir', runDir, '-i', 'vale3:pong', '-w', file, '-c', '40']);
+  await dump.says(/listening on vale3:pong\/rt/);
+  const ping = await PktGen.start(runDir, 'vale3:ping', ['-f', 'ping', '-n', '20']);
+  assert.equal((await ping.result(30_000)).rtt?.received, 20);
+  assert.equal(await dump.exited, 0);
+  assert.match(dump.stderr, /40 packets captured/);
+  await pong.end();
+  const reader = new CaptureReader(file);
+  const macs: string[] = [];
+  while (reader.next()) macs.push(Buffer.from(reader.data.slice(0, 6)).toString('hex'));
+  reader.close();
+  assert.equal(macs.filter((mac) => mac === 'ffffffffffff').length, 20, 'pings go to all');
+  assert.equal(new Set(macs).size, 2);
+  const none = await ptnet(['dump', '--run-dir', runDir, '-i', 'vale3:none', '-w', file]);
+  assert.deepEqual([none.code, /no port vale3:none to be monitored/.test(none.stderr)], [1, true]);
+});
+
+test('lb: a connection goes to one pipe of each group, and the second group gets what the first has read', async () => {
+  // The input's ring and the extra buffers have room for all packets, however slow a machine is.
+  const input = 'vale4:in@conf:rx-slots=4096';
+  const lb = new PtnetProcess(['lb', '--run-dir', runDir, '-i', input, '-p', 'ids:2', '-p', 'log:1', '-B', '8000']);
+  await lb.says(/8000 extra buffers/);
+  const ids = [
+    await PktGen.start(runDir, 'netmap:ids}0', ['-f', 'rx']),
+    await PktGen.start(runDir, 'netmap:ids}1', ['-f', 'rx']),
+  ];
+  const log = await PktGen.start(runDir, 'netmap:log}0', ['-f', 'rx', '-n', '3200']);
+  const from = '10.0.0.1:1000-10.0.0.1:1063';
+  const tx = await PktGen.start(runDir, 'vale4:out', ['-f', 'tx', '-n', '3200', '-s', from]);
+  await tx.result(30_000);
+  assert.equal((await log.result(30_000)).packets, 3200);
+  const [a, b] = (await Promise.all(ids.map((r) => r.result(0)))).map((r) => r.packets);
+  assert.equal(await lb.end(), 0);
+  assert.equal(a! + b!, 3200);
+  assert.equal(a! % 50, 0, 'all packets of a connection');
+  assert.ok(a! > 500 && b! > 500);
+  assert.match(lb.stdout, /6400 packets forwarded. {2}0 packets dropped/);
 });
