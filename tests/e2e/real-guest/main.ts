@@ -185,4 +185,10 @@ async function main(): Promise<number> {
   return failed === 0 ? 0 : 1;
 }
 
+// Interrupted: machines and daemon end with this process.
+for (const [signal, status] of [
+  ['SIGINT', 130],
+  ['SIGTERM', 143],
+] as const)
+  process.on(signal, () => process.exit(status));
 process.exit(await main());
