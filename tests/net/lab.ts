@@ -59,10 +59,16 @@ async function ready(child: ChildProcess, what: string): Promise<string> {
 export class Host {
   readonly process: ChildProcess;
   readonly port: string;
+  /** What it has printed. */
+  log = '';
 
   constructor(process: ChildProcess, port: string) {
     this.process = process;
     this.port = port;
+    for (const stream of [process.stdout!, process.stderr!]) {
+      stream.setEncoding('utf8').on('data', (text: string) => (this.log += text));
+    }
+    process.once('exit', (code, signal) => (this.log += `ended with ${code ?? signal}\n`));
   }
 
   get pid(): number {
@@ -76,7 +82,10 @@ export class Host {
 
   /** Runs a program in this host to its end. */
   run(program: string, args: readonly string[], seconds = 60): Promise<Result> {
-    return finished(this.spawn(program, args), seconds);
+    return finished(this.spawn(program, args), seconds).then((result) => {
+      const ended = this.process.exitCode !== null || this.process.signalCode !== null;
+      return ended ? { ...result, stderr: `${result.stderr}${this.port}: ${this.log}` } : result;
+    });
   }
 
   /** Starts a program that serves, and waits for the first line that it prints. */
@@ -140,12 +149,16 @@ export class Lab {
     return finished(spawn(process.execPath, all, { stdio: ['ignore', 'pipe', 'pipe'] }), 30);
   }
 
+  /** Ends the daemon alone. */
+  async stopDaemon(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+    if (this.#daemon.exitCode !== null || this.#daemon.signalCode !== null) return;
+    this.#daemon.kill(signal);
+    await once(this.#daemon, 'exit');
+  }
+
   async close(): Promise<void> {
     for (const host of this.#hosts) await host.stop();
-    if (this.#daemon.exitCode === null) {
-      this.#daemon.kill('SIGTERM');
-      await once(this.#daemon, 'exit');
-    }
+    await this.stopDaemon();
     rmSync(this.runDir, { recursive: true, force: true });
   }
 }

@@ -1,5 +1,5 @@
 /**
- * Two Linux network stacks connected through a VALE switch, with and without the VirtIO header: everything that a
+ * Two Linux network stacks connected through a VALE switch, with and without the VirtIO header, and through a pipe: everything that a
  * stack nobody here wrote sends arrives, and what is on the wire is right.
  */
 import assert from 'node:assert/strict';
@@ -9,7 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { type Host, Lab, netSkip } from './lab.ts';
+import { type Host, Lab, netSkip, type Result } from './lab.ts';
 
 const long = process.env['PTNET_LONG'] === '1';
 const peer = fileURLToPath(new URL('http-peer.js', import.meta.url));
@@ -26,20 +26,45 @@ const TARGETS = [
   ['IPv6', 'fd77::2', 'http://[fd77::2]:8080'],
 ] as const;
 
+/** One run of iperf3, with a server of its own: one that has just served says that it is busy. */
+async function iperf3(server: Host, client: Host, address: string, args: readonly string[]): Promise<Result> {
+  const listening = await server.serve('iperf3', ['-s', '-1', '--forceflush']);
+  try {
+    const result = await client.run('iperf3', ['-c', address, ...args]);
+    assert.equal(result.status, 0, `iperf3 ${args.join(' ')}: ${result.stdout}${result.stderr}`);
+    return result;
+  } finally {
+    listening.kill('SIGKILL');
+  }
+}
+
 /** Sizes around what fits into a frame, a buffer, a segment. */
 const PING_SIZES = [64, 1400, 1452, 1453, 1472, 1473, 2000, 2048, 4096, 8972, 30_001, 65_000];
 
-const cases = [
-  { name: 'header on / on', a: [], b: [], check: [] },
-  { name: 'header on / off', a: [], b: ['--vnet-hdr', '0'], check: ['b'] },
-  { name: 'header off / on', a: ['--vnet-hdr', '0'], b: [], check: ['a'] },
-  { name: 'header off / off', a: ['--vnet-hdr', '0'], b: ['--vnet-hdr', '0'], check: ['a', 'b'] },
-  { name: 'header on / on, nothing received in large', a: ['-lro'], b: ['-rxcsum', '-lro'], check: [] },
-  { name: 'header on / off, MTU 9000', a: ['mtu', '9000'], b: ['mtu', '9000', '--vnet-hdr', '0'], check: ['b'] },
-] as const;
+interface Case {
+  readonly name: string;
+  /** Ports of the two hosts (default: of one switch), and the words of their ptnet up. */
+  readonly ports?: readonly [string, string];
+  readonly a: readonly string[];
+  readonly b: readonly string[];
+  /** Hosts that receive complete frames, so that what arrives there can be checked. */
+  readonly check: readonly ('a' | 'b')[];
+}
 
-for (const { name, a, b, check } of cases) {
-  describe(`stacks over VALE, ${name}`, { skip }, () => {
+const off = ['--vnet-hdr', '0'];
+const cases: readonly Case[] = [
+  { name: 'header on / on', a: [], b: [], check: [] },
+  { name: 'header on / off', a: [], b: off, check: ['b'] },
+  { name: 'header off / on', a: off, b: [], check: ['a'] },
+  { name: 'header off / off', a: off, b: off, check: ['a', 'b'] },
+  { name: 'header on / on, nothing received in large', a: ['-lro'], b: ['-rxcsum', '-lro'], check: [] },
+  { name: 'header on / on, two queues', a: ['--rings', '2'], b: ['--rings', '2'], check: [] },
+  { name: 'no header, through a pipe', ports: ['netmap:x{1', 'netmap:x}1'], a: [], b: [], check: ['a', 'b'] },
+  { name: 'header on / off, MTU 9000', a: ['mtu', '9000'], b: ['mtu', '9000', '--vnet-hdr', '0'], check: ['b'] },
+];
+
+for (const { name, ports = ['vale0:a', 'vale0:b'], a, b, check } of cases) {
+  describe(`two network stacks, ${name}`, { skip }, () => {
     let lab: Lab;
     const hosts: { a?: Host; b?: Host } = {};
     let captures: string;
@@ -48,8 +73,8 @@ for (const { name, a, b, check } of cases) {
       captures = mkdtempSync(join(tmpdir(), 'ptnet-pcap-'));
       lab = await Lab.start();
       [hosts.a, hosts.b] = await Promise.all([
-        lab.host('vale0:a', ...inet(1), ...a),
-        lab.host('vale0:b', ...inet(2), ...b),
+        lab.host(ports[0], ...inet(1), ...a),
+        lab.host(ports[1], ...inet(2), ...b),
       ]);
       // IPv6 addresses are looked for on the net before they can be used.
       for (let i = 0; i < 20; i++) {
@@ -73,22 +98,13 @@ for (const { name, a, b, check } of cases) {
       });
 
       it(`${family}: iperf3, both directions and both at once, nothing malformed dropped`, async () => {
-        const server = await hosts.b!.serve('iperf3', ['-s', '--forceflush']);
-        try {
-          for (const way of [[], ['-R'], ['--bidir'], ['-P4']]) {
-            const args = ['-c', address, ...AMOUNT, '-J', ...way];
-            const { status, stdout } = await hosts.a!.run('iperf3', args);
-            assert.equal(status, 0, stdout);
-            const { end } = JSON.parse(stdout) as { end: { sum_received: { bytes: number } } };
-            assert.ok(end.sum_received.bytes > 2 ** 20, `${way.join(' ')}: ${end.sum_received.bytes} bytes`);
-          }
-          for (const length of ['64', '1400', '9000']) {
-            const args = ['-u', '-b50M', '-l', length, '-c', address, '-n', '500K', '-J'];
-            const { status, stdout } = await hosts.a!.run('iperf3', args);
-            assert.equal(status, 0, stdout);
-          }
-        } finally {
-          server.kill('SIGKILL');
+        for (const way of [[], ['-R'], ['--bidir'], ['-P4']]) {
+          const { stdout } = await iperf3(hosts.b!, hosts.a!, address, [...AMOUNT, '-J', ...way]);
+          const { end } = JSON.parse(stdout) as { end: { sum_received: { bytes: number } } };
+          assert.ok(end.sum_received.bytes > 2 ** 20, `${way.join(' ')}: ${end.sum_received.bytes} bytes`);
+        }
+        for (const length of ['64', '1400', '9000']) {
+          await iperf3(hosts.b!, hosts.a!, address, ['-u', '-b50M', '-l', length, '-n', '500K']);
         }
         const { stdout } = await lab.ptnet(['list', '--json']);
         const rings = (
@@ -119,7 +135,6 @@ for (const { name, a, b, check } of cases) {
         const host = hosts[receiver]!;
         const [client, server] = receiver === 'a' ? [hosts.b!, hosts.a!] : [hosts.a!, hosts.b!];
         const to = receiver === 'a' ? 1 : 2;
-        const iperf = await server.serve('iperf3', ['-s', '--forceflush']);
         const dump = host.spawn('tcpdump', ['-i', 'ptnet0', '-p', '-U', '-B', '65536', '-c', '12000', '-w', file]);
         const ended = new Promise((resolve) => dump.once('exit', resolve));
         try {
@@ -133,12 +148,10 @@ for (const { name, a, b, check } of cases) {
               ['-n', '3M', '-M', '777'],
               ['-u', '-b50M', '-n', '1M', '-l', '3000'],
             ]) {
-              const { status, stdout, stderr } = await client.run('iperf3', ['-c', address, ...args]);
-              assert.equal(status, 0, stdout + stderr);
+              await iperf3(server, client, address, args);
             }
           }
         } finally {
-          iperf.kill('SIGKILL');
           dump.kill('SIGINT');
         }
         await ended;
