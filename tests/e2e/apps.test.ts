@@ -115,3 +115,12 @@ test('lb: a connection goes to one pipe of each group, and the second group gets
   assert.ok(a! > 500 && b! > 500);
   assert.match(lb.stdout, /6400 packets forwarded. {2}0 packets dropped/);
 });
+
+test('pkt-gen -p: threads, each on one pair of rings', async () => {
+  const rx = await PktGen.start(runDir, 'vale6:rx@conf:rx-slots=4096', ['-f', 'rx', '-n', '3001']);
+  const job = ['-f', 'tx', '-n', '3001', '-p', '3', '--json'];
+  const { code, stdout } = await ptnet(['pkt-gen', '--run-dir', runDir, '-i', 'vale6:tx', ...job]);
+  assert.equal(code, 0);
+  assert.equal((JSON.parse(stdout) as { packets: number }).packets, 3001);
+  assert.equal((await rx.result(30_000)).packets, 3001);
+});

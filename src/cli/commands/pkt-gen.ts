@@ -10,6 +10,8 @@ import { FUNCTIONS, type Job, type PktGenFlags, parseJob } from '../pkt-gen/opti
 import { pingLoop, pongLoop } from '../pkt-gen/ping-pong.ts';
 import { makeResult, type PktGenResult, summary } from '../pkt-gen/report.ts';
 import { type PktPort, Run } from '../pkt-gen/run.ts';
+import { Cancel } from '../signals.ts';
+import { runThreads } from '../pkt-gen/threads.ts';
 import { rxLoop, txLoop } from '../pkt-gen/tx-rx.ts';
 
 export function pktGenCommand(): Command {
@@ -52,7 +54,7 @@ export function pktGenCommand(): Command {
     .option('-r', 'tx: send what is in the buffers, without writing packets')
     .option('-H <bytes>', 'an empty VirtIO network header in front of each packet: 0 or 12 (default: 0)')
     .option('-I', 'indirect buffers: refused')
-    .option('-p <threads>', 'threads: one, for all rings')
+    .option('-p <threads>', 'threads, each on one pair of rings (default: 1, for all rings)')
     .option('-a <cpu>', 'pin the first thread to a CPU, more threads to the next ones')
     .option('-c <cpus>', 'with -a: how many CPUs to use (default: 0, all from that one on)')
     .option('-A', 'mean and standard deviation of the rate in each report')
@@ -67,6 +69,7 @@ const log = (text: string): void => void process.stderr.write(text);
 
 async function pktGen(flags: PktGenFlags & CommonFlags): Promise<void> {
   const job = parseJob(flags);
+  if (job.threads > 1) return pktGenThreads(job, flags.runDir);
   if (job.cpu >= 0) pinThread(job.cpu);
   const port = await openPort(job.port, {
     ...job.rings,
@@ -92,6 +95,20 @@ async function pktGen(flags: PktGenFlags & CommonFlags): Promise<void> {
     process.off('SIGINT', cancel).off('SIGTERM', cancel);
     await port.close();
   }
+  process.stdout.write(job.json ? `${JSON.stringify(result)}\n` : summary(job, result));
+}
+
+async function pktGenThreads(job: Job, runDir: string | undefined): Promise<void> {
+  using cancel = new Cancel();
+  const { threads } = job;
+  const rings = { ...job.rings, txRings: job.rings.txRings ?? threads, rxRings: job.rings.rxRings ?? threads };
+  const opened = async (): Promise<void> => {
+    const print = job.json ? log : (text: string) => void process.stdout.write(text);
+    const doing = job.func === 'tx' ? 'Sending on' : 'Receiving from';
+    print(`${doing} ${job.port}: ${threads} queues, ${threads} threads and ${job.cpus || threads} cpus.\n`);
+    if (job.waitSeconds > 0) await setTimeout(job.waitSeconds * 1000);
+  };
+  const result = await runThreads({ ...job, rings }, runDir, log, opened, cancel);
   process.stdout.write(job.json ? `${JSON.stringify(result)}\n` : summary(job, result));
 }
 

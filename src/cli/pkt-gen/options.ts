@@ -146,7 +146,7 @@ export function parseJob(flags: PktGenFlags): Job {
     rubbish: flags.r ?? false,
     vnetHdrLen: vnetHdrLen(flags.H, func),
     rateStats: flags.A ?? false,
-    threads: whole('-p', flags.p ?? '1', 1, 1),
+    threads: threads(flags.p, func, flags.H),
     cpu: flags.a === undefined ? -1 : whole('-a', flags.a, 0, 1023),
     cpus: whole('-c', flags.c ?? '0', 0, 1024),
     rings: rings(flags.C),
@@ -165,6 +165,14 @@ function excludedByFile(flags: PktGenFlags): void {
   const letters = ['l', 's', 'd', 'S', 'D', 'z', 'Z', '4', '6', 'r'] as const;
   const given = letters.find((letter) => flags[letter as keyof PktGenFlags] !== undefined);
   if (given !== undefined) throw new UsageError(`-${given} and -P exclude each other: the packet is the file's`);
+}
+
+function threads(text: string | undefined, func: PktGenFunction, header: string | undefined): number {
+  const n = whole('-p', text ?? '1', 1, 11);
+  if (n > 1 && func !== 'tx' && func !== 'rx') throw new UsageError('-p is for tx and rx');
+  if (n > 1 && header !== undefined)
+    throw new UsageError("-p and -H exclude each other: the header is the whole port's");
+  return n;
 }
 
 function vnetHdrLen(text: string | undefined, func: PktGenFunction): number {

@@ -6,6 +6,7 @@ import { type Job, type PktGenFlags, parseJob } from '../../../src/cli/pkt-gen/o
 import { norm, type PktGenResult, summary } from '../../../src/cli/pkt-gen/report.ts';
 import { RttHistogram } from '../../../src/cli/pkt-gen/rtt.ts';
 import { Run } from '../../../src/cli/pkt-gen/run.ts';
+import { ringName, share } from '../../../src/cli/pkt-gen/threads.ts';
 import { type FakePort, wire } from './fake-port.ts';
 
 const job = (flags: PktGenFlags): Job => parseJob({ i: 'vale0:x', ...flags });
@@ -229,4 +230,16 @@ test('-C, -s, -R as in pkt-gen', () => {
   assert.equal(job({ f: 'tx', R: '10' }).burst, 1);
   assert.equal(job({ f: 'tx' }).burst, 512);
   assert.equal(job({ f: 'ping' }).burst, 1);
+});
+
+test('-p: shares of the count, names of the rings, and what it excludes', () => {
+  assert.deepEqual(
+    [0, 1, 2].map((i) => share(3001, 3, i)),
+    [1001, 1000, 1000],
+  );
+  assert.equal(share(0, 3, 1), 0);
+  assert.equal(ringName('vale0:x', 2), 'vale0:x-2');
+  assert.equal(ringName('vale0:x/x@lab', 0), 'vale0:x-0/x@lab');
+  assert.throws(() => job({ f: 'ping', p: '2' }), /-p is for tx and rx/);
+  assert.throws(() => job({ f: 'tx', p: '2', H: '12' }), /exclude each other/);
 });
