@@ -1,18 +1,23 @@
 /** Monitors beyond netmap's scenarios (tests/netmap-utils): several of them, their end and their port's, rings, rights. */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { type NetmapPort, NS_TXMON, POLLIN } from '../../../src/api/index.ts';
+import { listDaemon, type NetmapPort, NS_TXMON, openDevice, POLLIN } from '../../../src/api/index.ts';
+import { mayMonitor } from '../../../src/host/config.ts';
 import { receive, send } from '../../netmap-utils/functional.ts';
 import { Lab } from './support.ts';
 
 let lab: Lab;
 before(async () => {
-  lab = await Lab.start();
+  const vm = { trustUnsealedMemory: false };
+  lab = await Lab.start({ vms: { web: { ports: ['vale9:web'], ...vm }, watch: { ports: ['vale9:web/tr'], ...vm } } });
 });
 after(() => lab.stop());
 
+/** Regions of the two VMs, whose switch vale9 stays. */
+const VM_REGIONS = 2;
 const FRAMES = { len: 60, fill: 'a', num: 20 };
-const gone = (count: number): Promise<void> => lab.until((domains) => domains.flatMap((d) => d.ports).length === count);
+const gone = (count: number): Promise<void> =>
+  lab.until((domains) => domains.filter((d) => d.name !== 'vale9').flatMap((d) => d.ports).length === count);
 
 test('several copy monitors of one ring: all get everything, and so do those that stay when one goes', async () => {
   const [a, b] = [await lab.open('vale0:a'), await lab.open('vale0:b')];
@@ -53,7 +58,7 @@ test('zero-copy monitors are chained: the second gets what the first has read, a
   );
   assert.equal(new Set(buffers).size, buffers.length);
   await lab.close(a, b, second);
-  await lab.until((_, regions) => regions.length === 0);
+  await lab.until((_, regions) => regions.length === VM_REGIONS);
 });
 
 test('R10: a monitor that is full loses packets and nobody else does; they are counted', async () => {
@@ -98,7 +103,7 @@ test('a monitor whose port goes hears of it', async () => {
     await assert.rejects(monitor.wait(POLLIN, { timeoutMs: 5000 }), { code: 'ENODEV' });
     await lab.close(monitor);
   }
-  await lab.until((domains, regions) => domains.length === 0 && regions.length === 0);
+  await lab.until((domains, regions) => domains.length === 1 && regions.length === VM_REGIONS);
 });
 
 test('what is sent into a monitor goes nowhere', async () => {
@@ -129,7 +134,7 @@ test('R19: extra buffers come back from a port that exchanged them with its neig
   const tx = keeper.txRings[0]!;
   for (const [i, idx] of port.extraBufs.entries()) tx.setBufIdx(i, idx);
   await lab.close(port);
-  await lab.until((domains) => domains.flatMap((d) => d.ports).length === 1);
+  await gone(1);
   assert.equal(new Set(buffers(keeper)).size, buffers(keeper).length);
   const again = await lab.open('vale0:p@x', { extraBufs: 50 });
   const all = [...buffers(keeper), ...buffers(again), ...again.extraBufs];
@@ -140,4 +145,29 @@ test('R19: extra buffers come back from a port that exchanged them with its neig
   assert.equal(many.extraBufs.length, 3);
   await assert.rejects(lab.open('vale0:n', { extraBufs: -1 }), { code: 'EINVAL', message: /extraBufs -1/ });
   await lab.close(many, keeper);
+});
+
+test('a VM watches another VM’s port; who may watch whose is said by name, flags included', async () => {
+  const { vms } = await listDaemon(lab.runDir);
+  const [web, watch] = await Promise.all(vms.map(({ sockets }) => openDevice(sockets[0]!, sockets[1]!)));
+  const other = await lab.open('vale9:other');
+  assert.ok(send(other, FRAMES));
+  receive(web!, FRAMES);
+  receive(watch!, FRAMES);
+  assert.ok(send(web!, FRAMES));
+  receive(other, FRAMES);
+  receive(watch!, FRAMES, 'tx');
+  await watch!.close();
+  await web!.close();
+  await lab.close(other);
+  const may = (ports: string[], name: string): boolean => mayMonitor({ ports, maxPorts: 1, maxMemory: 1 }, name);
+  assert.deepEqual(
+    [
+      may(['vale1:*'], 'vale1:x/r'),
+      may(['vale1:*/r'], 'vale1:x/r'),
+      may(['vale1:*/r'], 'vale1:x/t'),
+      may(['*'], 'a/r'),
+    ],
+    [false, true, false, true],
+  );
 });
