@@ -39,6 +39,7 @@ for (const bytes of [60, 1514, 9000]) {
       assert.equal(got.packets, received);
       assert.equal(received + lost, count);
       assert.ok(lost > 0, 'it was overloaded');
+      rx.kill();
       tx.kill();
     }));
 }

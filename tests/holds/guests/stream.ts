@@ -95,7 +95,6 @@ async function slow(): Promise<number> {
       received++;
     }
   }
-  process.stdin.destroy();
   return received;
 }
 
@@ -109,7 +108,7 @@ out(JSON.stringify({ role, result }));
 // The daemon's counters live as long as the port: the parent reads them before it lets this end.
 if (role === 'flood' || role === 'slow') {
   process.stdin.resume();
-  await new Promise((resolve) => process.stdin.once(process.stdin.destroyed ? 'close' : 'data', resolve));
+  await new Promise((resolve) => process.stdin.once('end', resolve));
 }
 await port.close();
 process.exit(0);
