@@ -5,12 +5,12 @@
 import { basename } from 'node:path';
 
 /** Files that may touch peers' memory. */
-const PEER_FILES = ['peer.ts', 'copy.ts', 'offload-copy.ts'];
+const PEER_FILES = ['peer.ts', 'copy.ts', 'offload-copy.ts', 'nic-rings.ts'];
 /** Helpers on lists and counters of private memory, whose addresses are computed. */
 const PRIVATE_FILES = ['private.ts'];
 const peerLayout = /\b(netmap_(slot|ring|if)|nm_csb_(atok|ktoa))_\w+/;
 const access = /\b(load|store)<|\b(atomic|v128)\.(load|store|cmpxchg|rmw|wait|notify)|\bmemory\.(copy|fill|grow)/;
-const privateLayout = /\b(kring|port|domain|hash_ent|nm_bdg_fwd|vnet_ent|offload)_\w+\)/;
+const privateLayout = /\b(kring|port|domain|hash_ent|nm_bdg_fwd|vnet_ent|offload|nic_queue)_\w+\)/;
 
 /** R5: outside those files, a load or store names the field of a private struct in the same line. */
 export function checkSource(file: string, text: string): string[] {

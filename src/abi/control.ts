@@ -26,8 +26,8 @@ export type ValeCtlCommand =
   | { readonly letter: 'n'; readonly name: string; readonly config?: string; readonly memId?: string }
   /** -r: removes it. */
   | { readonly letter: 'r'; readonly name: string }
-  /** -a, -d: attaches it to a switch (valeSSS:IF), detaches it. */
-  | { readonly letter: 'a' | 'd'; readonly name: string }
+  /** -a, -d: attaches it, or a NIC, to a switch (valeSSS:IF), detaches it; -h: a NIC and the host's stack behind it. */
+  | { readonly letter: 'a' | 'h' | 'd'; readonly name: string }
   /** -l: one port of a switch, or all. */
   | { readonly letter: 'l'; readonly name?: string }
   /** -g: shape and region of a port. */
@@ -102,7 +102,7 @@ export interface ArenaStatus {
 
 export interface DomainStatus {
   readonly name: string;
-  readonly kind: 'vale' | 'pipe' | 'null';
+  readonly kind: 'vale' | 'pipe' | 'null' | 'nic';
   readonly thread: number;
   /** False after a trap stopped it; `error` says what happened. */
   readonly running: boolean;
@@ -121,6 +121,15 @@ export interface PortStatus {
   readonly attached: boolean;
   readonly running: boolean;
   readonly vnetHdrLen: number;
+  /** The interface whose port it is (docs/nics.md), how its frames are had, and why not in a better way. */
+  readonly interface?: {
+    readonly name: string;
+    readonly mode: 'native' | 'generic' | 'packet' | 'tap' | 'host';
+    readonly because?: string;
+    readonly running: boolean;
+    readonly mtu: number;
+    readonly gone: boolean;
+  };
   readonly txRings: readonly RingStatus[];
   readonly rxRings: readonly RingStatus[];
 }

@@ -14,6 +14,8 @@ export const DOMAIN_VALE = 1;
 export const DOMAIN_PIPE = 2;
 /** Ports that have nothing to do with each other: each takes what is sent, and always has something to receive. */
 export const DOMAIN_NULL = 3;
+/** A port of an interface of the host: its rings' frames come from and go to nic_queues (docs/nics.md). */
+export const DOMAIN_NIC = 4;
 
 /** Bytes of the frames that a null port gives. */
 export const NULL_FRAME_LEN = 60;
@@ -72,7 +74,10 @@ export const kring = struct('kring', 256, {
   signalled: [80, 'u32'],
   /** Position in its domain's list `tx_running` or `rx_running`, while running. */
   run_idx: [84, 'u32'],
-  /** Pipes: arena address of the kring at the other end; its slots correspond one to one. */
+  /**
+   * Pipes: arena address of the kring at the other end; its slots correspond one to one. Ports of interfaces: that of the
+   * ring's nic_queue, 0 while there is none.
+   */
   peer: [88, 'u32'],
   /** Pipes: arena address of u64[num_slots], both rings' private record of what was last exchanged at each slot. */
   shadow: [92, 'u32'],
@@ -188,6 +193,60 @@ export const offload = struct('offload', 640, {
 /** Slots taken before they are looked up and copied; the chain that starts last may run past it (docs/datapath.md). */
 export const FT_GROUP = 64;
 
+/**
+ * A queue of an interface: four rings as an AF_XDP socket has them (linux/if_xdp.h), shared with the kernel or with the
+ * pump of a TAP interface or packet socket (src/kloop/nic-*.ts), and the two krings whose slots they exchange frames with, by
+ * buffer. The krings' user is a guest (direct), or the datapath itself, which plays the application of a port of a
+ * switch (hosted). Its datapath thread fills it before nicUp and owns it.
+ */
+export const nic_queue = struct('nic_queue', 192, {
+  /** Arena address of the domain; 0 while not up. */
+  domain: [0, 'u32'],
+  /** 1 while the rings may be touched. */
+  active: [4, 'u32'],
+  /** 1: the datapath is the krings' application. */
+  hosted: [8, 'u32'],
+  /** Position in the domain's list `nics`. */
+  idx: [12, 'u32'],
+  /** Arena addresses: of the port's rings (as seen by their user), and of what the rings' addresses are relative to. */
+  tx_kring: [16, 'u32'],
+  rx_kring: [20, 'u32'],
+  umem: [24, 'u32'],
+  /** Bytes before a buffer that a fill address means. */
+  headroom: [28, 'u32'],
+  /** Entries of each of the four rings, less 1. */
+  mask: [32, 'u32'],
+  /** Arena addresses of words of the four rings, and of their entries. */
+  rx_producer: [36, 'u32'],
+  rx_consumer: [40, 'u32'],
+  rx_desc: [44, 'u32'],
+  tx_producer: [48, 'u32'],
+  tx_desc: [52, 'u32'],
+  fill_producer: [56, 'u32'],
+  fill_desc: [60, 'u32'],
+  completion_producer: [64, 'u32'],
+  completion_consumer: [68, 'u32'],
+  /** u32[]: buffers of the ring that receives, for slots whose own are bad (R7). */
+  ledger: [72, 'u32'],
+  /** Our ends of the rings. */
+  rx_cons: [76, 'u32'],
+  tx_prod: [80, 'u32'],
+  fill_prod: [84, 'u32'],
+  comp_cons: [88, 'u32'],
+  /** Entries handed over for sending, and not completed. */
+  in_flight: [92, 'u32'],
+  /** Entries handed over since the last system call; set to 0 by whoever makes it. */
+  kick: [96, 'u32'],
+  /** Ring of what is sent: slots before it are sent, and free again. */
+  done: [100, 'u32'],
+  /** Hosted: what the application of the port's rings has done. tx: head, and slots before which buffers were refilled. */
+  tx_head: [104, 'u32'],
+  refilled: [108, 'u32'],
+  /** rx: slots before which all were handed over for sending, and head. */
+  sent: [112, 'u32'],
+  rx_head: [116, 'u32'],
+});
+
 /** Arena addresses of krings, most the rings of a full switch and its monitors. */
 const ringList = 4 * (NM_BDG_MAXPORTS * NM_BDG_MAXRINGS + MAX_MONITOR_RINGS);
 
@@ -196,7 +255,7 @@ const ringList = 4 * (NM_BDG_MAXPORTS * NM_BDG_MAXRINGS + MAX_MONITOR_RINGS);
  * how many.
  */
 export const domain = struct('domain', 128 * 1024, {
-  /** DOMAIN_VALE, DOMAIN_PIPE, DOMAIN_NULL */
+  /** DOMAIN_VALE, DOMAIN_PIPE, DOMAIN_NULL, DOMAIN_NIC */
   kind: [0, 'u32'],
   num_active: [4, 'u32'],
   num_tx_running: [8, 'u32'],
@@ -210,6 +269,7 @@ export const domain = struct('domain', 128 * 1024, {
   num_ft: [28, 'u32'],
   /** rx rings of the domain's monitors. */
   num_monitor_rings: [32, 'u32'],
+  num_nics: [36, 'u32'],
   /** Ports by port_id; 0 where there is none. */
   ports: [64, 'bytes', 4 * NM_BDG_MAXPORTS],
   /** Attached ports, in no order. */
@@ -228,4 +288,6 @@ export const domain = struct('domain', 128 * 1024, {
   offload: [94208 + 2048, 'bytes', offload.size],
   /** Words of the slots of the packet that monitors are being shown. */
   mon_words: [96 * 1024, 'bytes', 8 * NETMAP_MAX_FRAGS],
+  /** nic_queues that are up. */
+  nics: [100 * 1024, 'bytes', 4 * NM_BDG_MAXPORTS * NM_BDG_MAXRINGS],
 });

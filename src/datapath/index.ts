@@ -3,6 +3,7 @@
  * datapath thread. d, port, kr: arena addresses of a domain, port, kring (src/abi/host.ts).
  */
 import {
+  DOMAIN_NIC,
   DOMAIN_NULL,
   DOMAIN_PIPE,
   DOMAIN_VALE,
@@ -10,6 +11,7 @@ import {
   domain_kind,
   domain_num_active,
   domain_num_monitor_rings,
+  domain_num_nics,
   domain_num_rx_running,
   domain_num_signals,
   domain_num_tx_running,
@@ -58,6 +60,7 @@ import {
 } from './kring';
 import { monitorForget, monitorLink, monitorSent, monitorUnlink, nextMonitor } from './monitor';
 import { nullRxsync, nullTxsync, sinkTxsync } from './null';
+import { nicArmReceiver, nicRxReady, nicRxsync, nicsAfter, nicsBefore, nicsReady, nicTxReady, nicTxsync } from './nic';
 import { pipeArmReceiver, pipeFreeze, pipeRxReady, pipeRxsync, pipeThaw, pipeTxOpen, pipeTxsync } from './pipe';
 import { at, push, removeAt } from './private';
 import { forgetPort } from './table';
@@ -78,6 +81,12 @@ export function pipeInit(d: usize): void {
 export function nullInit(d: usize): void {
   store<u32>(d, DOMAIN_NULL, domain_kind);
 }
+
+export function nicInit(d: usize): void {
+  store<u32>(d, DOMAIN_NIC, domain_kind);
+}
+
+export { nicDown, nicUp } from './nic';
 
 export function valeAttach(d: usize, port: usize): i32 {
   if (load<u32>(port, port_domain) != 0) return -EBUSY;
@@ -275,11 +284,19 @@ function dropSignal(d: usize, kr: usize): void {
 
 export function serve(d: usize): u32 {
   let moved: u32 = releasesMatter(d) ? syncReceivers(d) : 0;
+  const nics = load<u32>(d, domain_num_nics);
+  if (nics != 0) moved += nicsBefore(d);
+  moved += syncSenders(d);
+  return nics == 0 ? moved : moved + nicsAfter(d);
+}
+
+function syncSenders(d: usize): u32 {
   const n = load<u32>(d, domain_num_tx_running);
-  if (n == 0) return moved;
+  if (n == 0) return 0;
   let i = load<u32>(d, domain_turn);
   if (i >= n) i = 0;
   store<u32>(d, i + 1, domain_turn);
+  let moved: u32 = 0;
   for (let left = n; left != 0; left--) {
     moved += txsync(d, at(d + domain_tx_running, i));
     i = i + 1 == n ? 0 : i + 1;
@@ -294,6 +311,7 @@ function txsync(d: usize, kr: usize): u32 {
   if (isMonitor(kr)) return sinkTxsync(d, kr, kring_drop_nodst);
   if (kind == DOMAIN_PIPE) return pipeTxsync(d, kr);
   if (kind == DOMAIN_NULL) return nullTxsync(d, kr);
+  if (kind == DOMAIN_NIC) return nicTxsync(d, kr);
   if (!txsyncPrologue(kr)) return 0;
   setArmed(kr, 0);
   if (load<u32>(kr, kring_mon) != 0) monitorSent(d, kr);
@@ -316,6 +334,7 @@ function syncReceiver(d: usize, kr: usize): u32 {
   const kind = isMonitor(kr) ? 0 : load<u32>(d, domain_kind);
   if (kind == DOMAIN_PIPE) return pipeRxsync(d, kr);
   if (kind == DOMAIN_NULL) return nullRxsync(d, kr);
+  if (kind == DOMAIN_NIC) return nicRxsync(d, kr);
   const hwcur = load<u32>(kr, kring_hwcur);
   rxsync(kr);
   publish(d, kr);
@@ -349,17 +368,19 @@ export function arm(d: usize): void {
     if (kind == DOMAIN_VALE || isMonitor(kr)) {
       if (load<u32>(kr, kring_zmon) != 0) setArmed(kr, 1);
     } else if (kind == DOMAIN_PIPE) pipeArmReceiver(kr);
+    else if (kind == DOMAIN_NIC) nicArmReceiver(kr);
     else setArmed(kr, 1);
   }
 }
 
 export function look(d: usize): u32 {
   const kind = load<u32>(d, domain_kind);
-  let ready: u32 = 0;
+  let ready: u32 = nicsReady(d);
   const tx = load<u32>(d, domain_num_tx_running);
   for (let i: u32 = 0; i < tx; i++) {
     const kr = at(d + domain_tx_running, i);
-    if (txReady(kr) && (kind != DOMAIN_PIPE || isMonitor(kr) || pipeTxOpen(kr))) ready++;
+    if (kind == DOMAIN_NIC && !isMonitor(kr)) ready += nicTxReady(kr) ? 1 : 0;
+    else if (txReady(kr) && (kind != DOMAIN_PIPE || isMonitor(kr) || pipeTxOpen(kr))) ready++;
   }
   if (!releasesMatter(d)) return ready;
   const rx = load<u32>(d, domain_num_rx_running);
@@ -367,7 +388,13 @@ export function look(d: usize): u32 {
     const kr = at(d + domain_rx_running, i);
     if (kind == DOMAIN_VALE || isMonitor(kr)) {
       if (load<u32>(kr, kring_zmon) != 0 && rxReady(kr)) ready++;
-    } else if (kind == DOMAIN_PIPE ? pipeRxReady(kr) : rxReady(kr)) ready++;
+    } else if (receiverReady(kind, kr)) ready++;
   }
   return ready;
+}
+
+/** Whether syncing a running rx ring would find something, in domains other than switches. */
+function receiverReady(kind: u32, kr: usize): bool {
+  if (kind == DOMAIN_PIPE) return pipeRxReady(kr);
+  return kind == DOMAIN_NIC ? nicRxReady(kr) : rxReady(kr);
 }

@@ -117,6 +117,12 @@ export function storeAtok(atok: usize, head: u32, cur: u32): void {
   atomic.store<u32>(atok, 1, nm_csb_atok_sync_flags);
 }
 
+/** The application's side, played for the host's own ports: slots written before are visible before head. */
+export function storeCursor(atok: usize, head: u32): void {
+  atomic.store<u32>(atok, head, nm_csb_atok_cur);
+  atomic.store<u32>(atok, head, nm_csb_atok_head);
+}
+
 /** Slots written before are visible before hwcur, hwcur before hwtail (R6). The last store is a full barrier (R13). */
 export function storeKtoa(ktoa: usize, hwcur: u32, hwtail: u32): void {
   atomic.store<u32>(ktoa, hwcur, nm_csb_ktoa_hwcur);

@@ -22,6 +22,7 @@ import type { DevicesEvent } from './devices.ts';
 import type { Logger } from './log.ts';
 import { createLogger } from './log.ts';
 import { regionSizes } from './region-sizes.ts';
+import { hostRingsName } from './nics.ts';
 import { isOwn, type RegionSizes } from './regions.ts';
 import { RunDir } from './run-dir.ts';
 import { shapeOf } from './shape.ts';
@@ -105,7 +106,11 @@ export class Daemon {
         void this.stop(`thread ${thread} failed: ${error.message}`, 1);
       },
     });
-    this.#switchboard = new Switchboard(this.#threads, (id) => regionSizes(config, id));
+    this.#switchboard = new Switchboard(
+      this.#threads,
+      (id) => regionSizes(config, id),
+      (level, message) => this.log[level](message),
+    );
     for (const [name, vm] of Object.entries(config.vms)) await this.#addVm(name, vm);
     this.#control = new ControlServer(this.#runDir.controlSocket, (request, peer) => this.#request(request, peer), {
       mode: this.#shared ? 0o666 : 0o600,
@@ -198,6 +203,7 @@ export class Daemon {
   }
 
   #onKloopEvent(thread: number, event: KloopEvent): void {
+    if (event.event === 'nic') this.log.error(`a queue of an interface could not be opened again: ${event.error}`);
     if (event.event !== 'trap') return;
     const domain = this.#switchboard.domainAt(thread, event.domain);
     if (domain !== undefined) domain.error = event.error;
@@ -240,7 +246,9 @@ export class Daemon {
   async #open(name: string, options: OpenOptions, peer: PeerCredentials): Promise<ControlAnswer> {
     if (typeof name !== 'string') throw new SysError('open: "port" has to be a name', errno.EINVAL);
     const parsed = parsePortName(name);
-    const { bufSize, vnetHdr, ...config } = shapeOf(this.config.ports, options, parsed.conf);
+    const { bufSize, vnetHdr, ...asked } = shapeOf(this.config.ports, options, parsed.conf);
+    const named = hostRingsName(parsed);
+    const config = this.#switchboard.shape(named, asked);
     const { extraBufs = 0 } = options;
     if (!Number.isInteger(extraBufs) || extraBufs < 0 || extraBufs > MAX_EXTRA_BUFS) {
       throw new SysError(
@@ -252,7 +260,7 @@ export class Daemon {
     const buffers = needs.buffers + extraBufs;
     const alone = { interfaces: needs.rings, ...needs, buffers, bufSize };
     // Counted from now on, so that many requests at a time get no more than one after the other.
-    const opened = this.#checkAccess(parsed, peer, alone);
+    const opened = this.#checkAccess(named, peer, alone);
     this.#opened.add(opened);
     const sockets: [number, number][] = [];
     try {
@@ -349,6 +357,8 @@ export class Daemon {
     }
     const owner = { pid: peer.pid, uid: peer.uid };
     const done = { ok: true, op: 'vale-ctl' } as const;
+    const { bufSize: nicBufSize, ...nicConfig } = shapeOf(this.config.ports, {});
+    const nic = { owner, config: nicConfig, bufSize: nicBufSize, host: false };
     switch (letter) {
       case 'n': {
         const { name, memId } = command;
@@ -360,7 +370,12 @@ export class Daemon {
         await this.#switchboard.valeCtl((c) => c.delIf(command.name));
         return done;
       case 'a':
-        return { ...done, portIndex: await this.#switchboard.valeCtl((c) => c.attach(command.name)) };
+        return { ...done, portIndex: await this.#switchboard.valeCtl((c) => c.attach(command.name, nic)) };
+      case 'h':
+        return {
+          ...done,
+          portIndex: await this.#switchboard.valeCtl((c) => c.attach(command.name, { ...nic, host: true })),
+        };
       case 'd':
         return { ...done, portIndex: await this.#switchboard.valeCtl((c) => c.detach(command.name)) };
       case 'l':

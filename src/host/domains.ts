@@ -2,18 +2,23 @@
  * Domains: switches, pipes and the place of null ports, each on one datapath thread. Control thread; every change waits
  * until the datapath has acknowledged it.
  */
-import { DOMAIN_NULL, DOMAIN_PIPE, DOMAIN_VALE, domain as domainLayout } from '../abi/index.ts';
+import { DOMAIN_NIC, DOMAIN_NULL, DOMAIN_PIPE, DOMAIN_VALE, domain as domainLayout } from '../abi/index.ts';
 import { pageRound } from '../memory/index.ts';
 import { errno, SysError } from '../os/index.ts';
 import type { Port } from './port-table.ts';
 import type { Datapath, Threads } from './threads.ts';
 
-export type DomainKind = 'vale' | 'pipe' | 'null';
+export type DomainKind = 'vale' | 'pipe' | 'null' | 'nic';
 
-const KINDS: Readonly<Record<DomainKind, number>> = { vale: DOMAIN_VALE, pipe: DOMAIN_PIPE, null: DOMAIN_NULL };
+const KINDS: Readonly<Record<DomainKind, number>> = {
+  vale: DOMAIN_VALE,
+  pipe: DOMAIN_PIPE,
+  null: DOMAIN_NULL,
+  nic: DOMAIN_NIC,
+};
 
 export interface Domain {
-  /** Of the switch ("vale0") or the pipe ("netmap:x{1"). */
+  /** Of the switch ("vale0"), the pipe ("netmap:x{1") or the interface's port ("netmap:eth0"). */
   readonly name: string;
   readonly kind: DomainKind;
   readonly address: number;

@@ -15,17 +15,20 @@ import {
 import { errno, SysError } from '../os/index.ts';
 import type { PortConfig, PortMemory, PortName, PortRecord } from '../ports/index.ts';
 import { allRings, createPipe, createPort, releasePorts, swapped } from '../ports/index.ts';
-import type { Domain, Domains } from './domains.ts';
+import type { Domain, DomainKind, Domains } from './domains.ts';
+import type { NicPort } from './nic-queues.ts';
+import { connectNic } from './nic-queues.ts';
+import { type NicWatch, openNic } from './nics.ts';
 import type { Open } from './opens.ts';
 import type { PortOwner, Regions, SharedRegion } from './regions.ts';
 
 export interface Port {
   /** "vale0:a", "netmap:x{1"; that of a persistent port changes as it is attached and detached. */
   name: string;
-  readonly kind: 'vale' | 'pipe' | 'null' | 'monitor';
+  readonly kind: DomainKind | 'monitor';
   /** Who made it. */
   readonly owner: PortOwner;
-  readonly mac: readonly number[];
+  mac: readonly number[];
   readonly region: SharedRegion;
   readonly config: PortConfig;
   domain: Domain;
@@ -42,6 +45,8 @@ export interface Port {
   readonly monitor: { port: Port | undefined; readonly zeroCopy: boolean } | undefined;
   /** Made by vale-ctl -n: its interface name. It stays without users. */
   readonly persistent: string | undefined;
+  /** The interface whose port it is. */
+  nic: NicPort | undefined;
 }
 
 /** A locally administered address, the same for the same owner and port at every start. */
@@ -56,13 +61,18 @@ export class PortTable {
   readonly #regions: Regions;
   readonly #ports = new Map<string, Port>();
   readonly #orphaned: (monitor: Port) => Promise<void>;
+  readonly #watch: NicWatch;
   #monitorsMade = 0;
 
-  /** @param orphaned a monitor's port is gone: it will not see anything any more */
-  constructor(domains: Domains, regions: Regions, orphaned: (monitor: Port) => Promise<void>) {
+  /**
+   * @param orphaned a monitor's port is gone: it will not see anything any more
+   * @param watch follows the interfaces that are ports
+   */
+  constructor(domains: Domains, regions: Regions, orphaned: (monitor: Port) => Promise<void>, watch: NicWatch) {
     this.#domains = domains;
     this.#regions = regions;
     this.#orphaned = orphaned;
+    this.#watch = watch;
   }
 
   get all(): Iterable<Port> {
@@ -94,12 +104,45 @@ export class PortTable {
         return this.#make(domain, region, name.end === 'slave' ? ends.toReversed() : ends, config, owner);
       }
       case 'netmap':
-        throw new SysError(
-          `there is no interface ${name.port}: "ptnet vale-ctl -n ${name.port}" makes a persistent VALE port; ` +
-            'network cards are not served',
-          errno.ENXIO,
-        );
+        return this.#createNic(name.port, name.name, name.name, config, region, owner);
     }
+  }
+
+  /** Makes the port of an interface in a switch, where the datapath is its user. @throws as `create` */
+  createHosted(
+    iface: string,
+    name: string,
+    bridge: string,
+    config: PortConfig,
+    region: SharedRegion,
+    owner: PortOwner,
+  ): Promise<Port> {
+    return this.#createNic(iface, name, bridge, config, region, owner);
+  }
+
+  async #createNic(
+    iface: string,
+    name: string,
+    domainName: string,
+    config: PortConfig,
+    region: SharedRegion,
+    owner: PortOwner,
+  ): Promise<Port> {
+    const hosted = domainName !== name;
+    const nic = openNic(iface, { bufSize: region.region.layout.bufPool.objsz, vnetHdr: hosted });
+    let port: Port | undefined;
+    try {
+      const domain = await this.#domains.get(domainName, hosted ? 'vale' : 'nic');
+      port = await this.#make(domain, region, [name], config, owner);
+      port.mac = nic.mac;
+      port.nic = await connectNic(domain.datapath, domain.address, port.record, nic, hosted);
+    } catch (e) {
+      if (port === undefined) nic.close();
+      else await this.#remove([port]);
+      throw e;
+    }
+    this.#watch.add(port.nic);
+    return port;
   }
 
   /** Makes a persistent port, on no switch yet. @throws as `create` */
@@ -138,7 +181,7 @@ export class PortTable {
         const opens = new Set<Open>();
         const own = { name, kind, owner, mac, region, config, domain, number, memory, record, opens, persistent };
         const watched = { monitors: new Set<Port>(), monitor: undefined };
-        made.push({ ...own, ...watched, peer: undefined });
+        made.push({ ...own, ...watched, peer: undefined, nic: undefined });
       }
       if (made[1] !== undefined) {
         made[0]!.peer = made[1];
@@ -164,6 +207,10 @@ export class PortTable {
    */
   async createMonitor(name: PortName, port: Port, region: SharedRegion, owner: PortOwner): Promise<Port> {
     const { domain, record } = port;
+    if (domain.kind === 'nic') {
+      const advice = 'attach it to a switch (vale-ctl -a) and monitor it there';
+      throw new SysError(`open ${name.text}: no monitors of an interface's own port; ${advice}`, errno.EOPNOTSUPP);
+    }
     const { space, mailbox } = domain.datapath;
     const config = monitorConfig(name, port.config);
     const zeroCopy = isZeroCopyMonitor(name);
@@ -200,6 +247,7 @@ export class PortTable {
       monitors: new Set(),
       monitor: { port, zeroCopy },
       persistent: undefined,
+      nic: undefined,
     };
     port.monitors.add(made);
     domain.ports.add(made);
@@ -211,11 +259,11 @@ export class PortTable {
   /** Releases a port, and the other end if it is a pipe's, unless it is in use. */
   async dropUnused(port: Port): Promise<void> {
     const ends = port.peer === undefined ? [port] : [port, port.peer];
-    if (port.persistent !== undefined || ends.some((p) => p.opens.size > 0)) return;
+    if (port.persistent !== undefined || port.nic?.hosted === true || ends.some((p) => p.opens.size > 0)) return;
     await this.#remove(ends);
   }
 
-  /** Releases a persistent port that nobody has open. */
+  /** Releases a persistent port that nobody has open, or an interface's in a switch. */
   async removePersistent(port: Port): Promise<void> {
     await this.#remove([port]);
   }
@@ -225,6 +273,8 @@ export class PortTable {
     for (const port of ends) {
       this.#ports.delete(port.name);
       domain.ports.delete(port);
+      if (port.nic !== undefined) this.#watch.remove(port.nic);
+      await port.nic?.close();
       await this.#detach(domain, port);
       port.monitor?.port?.monitors.delete(port);
       for (const monitor of port.monitors) {

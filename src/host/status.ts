@@ -27,12 +27,19 @@ function ringStatus(m: Views, ring: PortRing): RingStatus {
 
 const macText = (mac: readonly number[]): string => mac.map((b) => b.toString(16).padStart(2, '0')).join(':');
 
+function interfaceStatus({ nic: use }: Port): Pick<PortStatus, 'interface'> {
+  if (use === undefined) return {};
+  const { name, mode, because } = use.nic;
+  return { interface: { name, mode, ...(because === undefined ? {} : { because }), ...use.state } };
+}
+
 /** Each open of a port, or the port itself if there is none. */
 function portStatuses(port: Port): PortStatus[] {
   const { m } = port.domain.datapath.arena;
-  const status = (rings: SelectedRings): Pick<PortStatus, 'mac' | 'region' | 'txRings' | 'rxRings'> => ({
+  const status = (rings: SelectedRings): Pick<PortStatus, 'mac' | 'region' | 'interface' | 'txRings' | 'rxRings'> => ({
     mac: macText(port.mac),
     region: port.region.region.name,
+    ...interfaceStatus(port),
     txRings: rings.txRings.map((ring) => ringStatus(m, ring)),
     rxRings: rings.rxRings.map((ring) => ringStatus(m, ring)),
   });
@@ -43,7 +50,8 @@ function portStatuses(port: Port): PortStatus[] {
       return { name: port.name + which, owner, ...state, ...status(registration) };
     });
   }
-  const idle = { attached: false, running: false, vnetHdrLen: 0 };
+  const hosted = port.nic?.hosted === true;
+  const idle = { attached: hosted, running: hosted, vnetHdrLen: hosted ? (port.nic?.nic.vnetHdrLen ?? 0) : 0 };
   return [{ name: port.name, owner: { nobody: true }, ...idle, ...status(port.record) }];
 }
 

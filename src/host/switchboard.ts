@@ -20,6 +20,7 @@ import { Domains } from './domains.ts';
 import { freeRings } from './free-rings.ts';
 import type { Open } from './opens.ts';
 import { ownerText } from './opens.ts';
+import { hostRingsName, type NicEvents, NicWatch, nicRings } from './nics.ts';
 import type { Port } from './port-table.ts';
 import { isMonitor, isZeroCopyMonitor, monitorConfig, PortTable } from './port-table.ts';
 import type { PortOwner, RegionSizes, SharedRegion } from './regions.ts';
@@ -72,17 +73,20 @@ export class Switchboard {
   readonly #domains: Domains;
   readonly #regions: Regions;
   readonly #ports: PortTable;
+  readonly #nics: NicWatch;
   readonly #byDevice = new Map<number, Open>();
   readonly #valeCtl: ValeCtl;
   #last: Promise<unknown> = Promise.resolve();
   #nextDevice = 1;
 
-  /** @param sizesOf sizes of the region of an @ID */
-  constructor(threads: Threads, sizesOf: (id: string) => RegionSizes) {
+  /** @param sizesOf sizes of the region of an @ID @param log what becomes of interfaces that are ports */
+  constructor(threads: Threads, sizesOf: (id: string) => RegionSizes, log: NicEvents['log']) {
     this.#threads = threads;
     this.#domains = new Domains(threads);
     this.#regions = new Regions(sizesOf);
-    this.#ports = new PortTable(this.#domains, this.#regions, (monitor) => this.#orphaned(monitor));
+    this.#nics = new NicWatch({ log, gone: (nic) => void this.#exclusive(() => nic.gone()) });
+    const orphaned = (monitor: Port): Promise<void> => this.#orphaned(monitor);
+    this.#ports = new PortTable(this.#domains, this.#regions, orphaned, this.#nics);
     this.#valeCtl = new ValeCtl(this.#domains, this.#regions, this.#ports);
   }
 
@@ -108,6 +112,13 @@ export class Switchboard {
     return this.#exclusive(async () => operation(this.#valeCtl));
   }
 
+  /** The shape that a port gets: that of an interface has as many rings as the interface has queues. @throws SysError */
+  shape(name: PortName, config: PortConfig): PortConfig {
+    if (name.kind !== 'netmap' || this.#ports.find(name.name) !== undefined) return config;
+    const rings = nicRings(name.port);
+    return { ...config, txRings: rings, rxRings: rings };
+  }
+
   /**
    * Opens ports, which are made if they do not exist. Takes over the descriptors of endpoints, also when it fails.
    * @param regionName of the region that is made for the ports that lie in no other
@@ -119,10 +130,10 @@ export class Switchboard {
     regionName: string,
     bufSize: number,
     memdevEndpoint: (i: number) => Endpoint,
-    requests: readonly PortRequest[],
+    asked: readonly PortRequest[],
     options: GroupOptions,
   ): Promise<PortGroup> {
-    const unserved = new Set([memdevEndpoint(0), ...requests.map((r) => r.endpoint)]);
+    const unserved = new Set([memdevEndpoint(0), ...asked.map((r) => r.endpoint)]);
     return this.#exclusive(async () => {
       const undo: (() => Promise<void> | void)[] = [];
       const serve = async (id: number, endpoint: Endpoint): Promise<void> => {
@@ -130,7 +141,8 @@ export class Switchboard {
         await this.#endpoint(id, endpoint);
       };
       try {
-        const names = requests.map((r) => parsePortName(r.name));
+        const names = asked.map((r) => hostRingsName(parsePortName(r.name)));
+        const requests = asked.map((r, i) => ({ ...r, config: this.shape(names[i]!, r.config) }));
         const regions = this.#regionsFor(owner, regionName, bufSize, requests, names, options);
         const memdevs: { device: number; region: SharedRegion }[] = [];
         for (const region of new Set(regions)) {

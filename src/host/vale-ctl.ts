@@ -4,11 +4,22 @@
  */
 import type { PortInfo, ValePort } from '../abi/index.ts';
 import { errno, SysError } from '../os/index.ts';
-import type { PortConfig } from '../ports/index.ts';
+import type { PortConfig, ValeName } from '../ports/index.ts';
 import { parsePortName, portNeeds } from '../ports/index.ts';
 import type { Domains } from './domains.ts';
+import { nicRings } from './nics.ts';
 import type { Port, PortTable } from './port-table.ts';
 import type { PortOwner, Regions } from './regions.ts';
+
+/** How a network card is attached. */
+export interface NicAttach {
+  readonly owner: PortOwner;
+  /** Slots of its port's rings. */
+  readonly config: PortConfig;
+  readonly bufSize: number;
+  /** -h: the host's stack too. */
+  readonly host: boolean;
+}
 
 export class ValeCtl {
   readonly #domains: Domains;
@@ -59,10 +70,11 @@ export class ValeCtl {
     await this.#ports.removePersistent(port);
   }
 
-  /** -a valeSSS:IF: returns the port's index. @throws SysError */
-  async attach(text: string): Promise<number> {
+  /** -a valeSSS:IF, -h: returns the port's index. @throws SysError */
+  async attach(text: string, nic: NicAttach): Promise<number> {
     const name = parsePortName(text);
     if (name.kind !== 'vale') throw new SysError(`-a ${text}: valeSSS:INTERFACE is wanted`, errno.EINVAL);
+    if (this.#ports.find(`netmap:${name.port}`)?.persistent === undefined) return this.#attachNic(name, nic);
     const port = this.#persistent(name.port, `-a ${text}`);
     if (isAttached(port)) throw new SysError(`-a ${text}: it is attached already, as ${port.name}`, errno.EBUSY);
     if (this.#ports.find(name.name) !== undefined) {
@@ -72,10 +84,45 @@ export class ValeCtl {
     return port.number;
   }
 
+  /** A network card, and the host's stack behind it, as ports of a switch. */
+  async #attachNic(name: ValeName, { owner, config: asked, bufSize, host }: NicAttach): Promise<number> {
+    const what = `-${host ? 'h' : 'a'} ${name.text}`;
+    if (this.#ports.find(name.name) !== undefined) {
+      throw new SysError(`${what}: the switch has a port of that name already`, errno.EEXIST);
+    }
+    const make = async (iface: string): Promise<Port> => {
+      const rings = nicRings(iface);
+      const config = { ...asked, txRings: rings, rxRings: rings };
+      const needs = portNeeds(config);
+      const region = this.#regions.create(iface, { interfaces: 1, ...needs, bufSize }, owner);
+      try {
+        return await this.#ports.createHosted(iface, `${name.bridge}:${iface}`, name.bridge, config, region, owner);
+      } catch (e) {
+        this.#regions.closeUnused();
+        throw e;
+      }
+    };
+    const port = await make(name.port);
+    if (!host || port.nic?.nic.mode === 'tap') return port.number;
+    try {
+      await make(`${name.port}^`);
+    } catch (e) {
+      await this.#ports.removePersistent(port);
+      throw e;
+    }
+    return port.number;
+  }
+
   /** -d valeSSS:IF: returns the port's index. @throws SysError */
   async detach(text: string): Promise<number> {
     const port = this.#ports.find(text);
     if (port === undefined) throw new SysError(`-d ${text}: there is no such port`, errno.ENOENT);
+    if (port.nic?.hosted === true) {
+      const host = this.#ports.find(`${text}^`);
+      if (host !== undefined) await this.#ports.removePersistent(host);
+      await this.#ports.removePersistent(port);
+      return port.number;
+    }
     if (port.persistent === undefined) {
       throw new SysError(`-d ${text}: it is a port of those who have it open, and goes with them`, errno.EINVAL);
     }
@@ -109,10 +156,7 @@ export class ValeCtl {
   #persistent(iface: string, what: string): Port {
     const port = this.#ports.find(`netmap:${iface}`);
     if (port?.persistent !== undefined) return port;
-    throw new SysError(
-      `${what}: there is no interface ${iface}: "ptnet vale-ctl -n ${iface}" makes one; network cards are not served`,
-      errno.ENXIO,
-    );
+    throw new SysError(`${what}: there is no interface ${iface}: "ptnet vale-ctl -n ${iface}" makes one`, errno.ENXIO);
   }
 }
 

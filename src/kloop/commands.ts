@@ -4,6 +4,8 @@
  * Addresses are arena offsets, descriptors are of this process.
  */
 
+import type { NicQueueConfig } from './nic-queues.ts';
+
 /** One ring to start: where its CSB halves are mapped. */
 export interface RingStart {
   readonly kring: number;
@@ -12,7 +14,7 @@ export interface RingStart {
 }
 
 export type Command =
-  | /** kind: DOMAIN_VALE (the default), DOMAIN_PIPE, DOMAIN_NULL */
+  | /** kind: DOMAIN_VALE (the default), DOMAIN_PIPE, DOMAIN_NULL, DOMAIN_NIC */
   { readonly op: 'domain-add'; readonly domain: number; readonly kind?: number }
   | { readonly op: 'domain-remove'; readonly domain: number }
   | { readonly op: 'port-attach'; readonly domain: number; readonly port: number }
@@ -46,6 +48,9 @@ export type Command =
   | { readonly op: 'freeze'; readonly krings: readonly number[] }
   /** New rings (R19): positions at their start. Only while stopped. */
   | { readonly op: 'reset'; readonly krings: readonly number[] }
+  /** Takes a queue of an interface into use, or lets go of it (docs/nics.md). */
+  | { readonly op: 'nic-up'; readonly queue: NicQueueConfig }
+  | { readonly op: 'nic-down'; readonly queue: number }
   | { readonly op: 'end' };
 
 /** `value`: the port number for port-attach and port-move, or a negative errno; 0 or a positive errno for start; else 0. */
@@ -54,7 +59,10 @@ export type CommandResult = { readonly value: number } | { readonly error: strin
 /** What a datapath thread says of its own accord, to the control thread. */
 export type KloopEvent =
   /** A trap stopped a domain (R2). */
-  { readonly event: 'trap'; readonly domain: number; readonly error: string } | { readonly event: 'ready' };
+  | { readonly event: 'trap'; readonly domain: number; readonly error: string }
+  /** A queue of an interface could not be opened again. */
+  | { readonly event: 'nic'; readonly error: string }
+  | { readonly event: 'ready' };
 
 /** Words of the thread's control block (Int32Array over a SharedArrayBuffer), shared with the other threads. */
 export const CTL = {

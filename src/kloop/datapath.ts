@@ -17,6 +17,12 @@ export interface Datapath {
   pipeInit(domain: number): void;
   /** … a place for null ports. Ports of all kinds are attached and detached by the functions below. */
   nullInit(domain: number): void;
+  /** … a place for the port of an interface. */
+  nicInit(domain: number): void;
+  /** Takes a nic_queue (filled, its rings mapped) into use: the buffers of the ring that receives go to the kernel. */
+  nicUp(domain: number, queue: number): void;
+  /** Lets go of a queue's rings. What was not sent is lost. Nothing if it is not up. */
+  nicDown(queue: number): void;
   /**
    * Attaches a port (its struct and krings filled, rings stopped). Returns its port_id, the lowest free one, or
    * -EBUSY: attached already, -ENOSPC: NM_BDG_MAXPORTS ports.

@@ -2,3 +2,5 @@
 export * from './client.ts';
 export * from './commands.ts';
 export * from './kloop.ts';
+export type { NicLink, NicQueueConfig } from './nic-queues.ts';
+export { nicRingBytes } from './nic-queues.ts';

@@ -6,13 +6,14 @@
  * Owner of everything host-private in its arena's domains. Nothing here allocates once traffic flows.
  */
 import type { Views } from '../abi/index.ts';
-import { DOMAIN_NULL, DOMAIN_PIPE, kring, nm_csb_atok, port as portLayout } from '../abi/index.ts';
+import { DOMAIN_NIC, DOMAIN_NULL, DOMAIN_PIPE, kring, nm_csb_atok, port as portLayout } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
 import { closeFd, Epoll, EPOLLET, EPOLLIN, errno, eventfd, eventfdSignal } from '../os/index.ts';
 import type { Command, CommandResult, RingStart } from './commands.ts';
 import { CTL } from './commands.ts';
 import type { Datapath } from './datapath.ts';
 import { drainSignals } from './datapath.ts';
+import { NicQueues } from './nic-queues.ts';
 
 /** After arming, the thread keeps looking this long before it sleeps: no store is invisible for longer (R12). */
 const LOOK_US = 20;
@@ -41,6 +42,8 @@ export interface KloopHooks {
   takeMail(): void;
   /** A trap stopped a domain. */
   onTrap(domain: number, error: string): void;
+  /** A queue of an interface could not be opened again. */
+  onNic?(error: string): void;
   /** The thread is about to write to a client's eventfd and nobody watches its heartbeat. */
   onUnwatched(): void;
 }
@@ -60,6 +63,7 @@ export class Kloop {
   readonly #held = new Set<number>();
   #heldSlots = 0;
   #holding = false;
+  readonly #nics: NicQueues;
   #ended = false;
   #armed = false;
   #spinUs = SPIN_MIN_US;
@@ -69,6 +73,7 @@ export class Kloop {
     this.#datapath = datapath;
     this.#ctl = ctl;
     this.#hooks = hooks;
+    this.#nics = new NicQueues(arena, datapath, this.#epoll, (error) => hooks.onNic?.(error));
     Atomics.store(ctl, CTL.DOORBELL, this.doorbell);
     this.#epoll.add(this.doorbell, EPOLLIN | EPOLLET, this.doorbell);
   }
@@ -91,7 +96,7 @@ export class Kloop {
         this.#trapped(domain, e);
       }
     }
-    return moved;
+    return this.#nics.any ? moved + this.#nics.turn() : moved;
   }
 
   /** Until `end`: turns, mail, sleep. */
@@ -140,6 +145,7 @@ export class Kloop {
 
   /** Closes its descriptors, at the end of its life. */
   close(): void {
+    this.#nics.close();
     this.#epoll.close();
     closeFd(this.doorbell);
   }
@@ -194,10 +200,19 @@ export class Kloop {
         for (const k of command.krings) this.#stop(k);
         return 0;
       case 'freeze':
+        this.#nics.freeze(command.krings);
         for (const k of command.krings) this.#datapath.krFreeze(k);
         return 0;
       case 'reset':
         for (const k of command.krings) this.#datapath.krReset(k);
+        this.#nics.thaw(command.krings);
+        return 0;
+      case 'nic-up':
+        this.#nics.up(command.queue);
+        this.#armed = false;
+        return 0;
+      case 'nic-down':
+        this.#nics.down(command.queue);
         return 0;
       case 'end':
         this.#ended = true;
@@ -208,6 +223,7 @@ export class Kloop {
   #domainAdd(address: number, kind: number | undefined): void {
     if (kind === DOMAIN_PIPE) this.#datapath.pipeInit(address);
     else if (kind === DOMAIN_NULL) this.#datapath.nullInit(address);
+    else if (kind === DOMAIN_NIC) this.#datapath.nicInit(address);
     else this.#datapath.valeInit(address);
     this.#domains.push({ address, error: undefined });
   }
@@ -309,7 +325,7 @@ export class Kloop {
       this.#guard(d, () => (moved = this.#datapath.look(d.address)));
       if (moved !== 0) return true;
     }
-    return false;
+    return this.#nics.any && this.#nics.due;
   }
 
   /** Sleeps until a kick, the doorbell or SLEEP_MS. Returns the µs slept. */
@@ -317,7 +333,10 @@ export class Kloop {
     const before = nowUs();
     Atomics.store(this.#ctl, CTL.ASLEEP, 1);
     // Edge-triggered and never read: an eventfd that was written since the last wait is reported once (R14).
-    if (Atomics.load(this.#ctl, CTL.MAIL) === 0) this.#epoll.wait(this.#running.size > 0 ? SLEEP_MS : -1);
+    if (Atomics.load(this.#ctl, CTL.MAIL) === 0) {
+      const n = this.#epoll.wait(this.#nics.sleepMs(this.#running.size > 0 ? SLEEP_MS : -1));
+      if (this.#nics.any) for (let i = 0; i < n; i++) this.#nics.ready(this.#epoll.data(i));
+    }
     Atomics.store(this.#ctl, CTL.ASLEEP, 0);
     Atomics.add(this.#ctl, CTL.HEARTBEAT, 1);
     return nowUs() - before;

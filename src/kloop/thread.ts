@@ -37,6 +37,7 @@ function main(data: KloopThreadData): void {
         }
       }
     },
+    onNic: (error) => post({ event: 'nic', error }),
     onTrap: (domain, error) => post({ event: 'trap', domain, error }),
     onUnwatched: () => {
       if (Atomics.exchange(ctl, CTL.WATCHED, 1) === 0) data.watcher.postMessage('awake');

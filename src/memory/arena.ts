@@ -49,6 +49,11 @@ export class Arena {
     return arena;
   }
 
+  /** Process address of an offset, for system calls. */
+  addressOf(ofs: number): number {
+    return this.#address + ofs;
+  }
+
   /**
    * Maps part of a file, shared, at `ofs`. All of ofs, bytes and fileOfs are multiples of the page size (of the file's
    * huge page size for files on huge pages).

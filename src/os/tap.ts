@@ -100,6 +100,11 @@ export class FrameVector {
     this.#iov[4 * i + 2] = bytes;
   }
 
+  /** Address of the struct iovec of piece i. */
+  protected addressOf(i: number): number {
+    return this.#address + 16 * i;
+  }
+
   setBytes(i: number, bytes: number): void {
     this.#iov[4 * i + 2] = bytes;
   }

@@ -66,8 +66,9 @@ export function listText(status: DaemonStatus): string {
   return parts.join('\n');
 }
 
-function owner({ owner: o }: PortStatus): string {
-  if ('nobody' in o) return '-';
+function owner(p: PortStatus): string {
+  const { owner: o } = p;
+  if ('nobody' in o) return p.interface === undefined ? '-' : `host (${p.interface.mode})`;
   return 'vm' in o ? `vm ${o.vm}` : `pid ${o.pid} uid ${o.uid}`;
 }
 

@@ -18,18 +18,19 @@ export function valeCtlCommand(): Command {
     ['ptnet vale-ctl -a vale0:v0', 'attach it to a switch'],
     ['ptnet pkt-gen -i netmap:v0 -f rx', 'use it'],
     ['ptnet vale-ctl -d vale0:v0 && ptnet vale-ctl -r v0', 'detach and remove it'],
+    ['ptnet vale-ctl -a vale0:eth1', 'make a network card a port of a switch (docs/nics.md)'],
   ])
     .option('-g <port>', 'show the shape and the region of a port')
-    .option('-a <valeSSS:interface>', 'attach a persistent port to a switch')
+    .option('-a <valeSSS:interface>', 'attach a persistent port, or an interface of the host, to a switch')
     .option('-d <valeSSS:interface>', 'detach it')
     .option('-n <interface>', 'make a persistent port')
     .option('-r <interface>', 'remove it')
     .option('-l [valeSSS:PPP]', 'show the numbers of a switch and a port')
     .option('-C <tx_slots[,rx_slots[,tx_rings[,rx_rings]]]>', 'with -n: slots and rings')
     .option('-m <id>', 'with -n: the memory region (@ID); without it the port has its own')
-    .option('-h <valeSSS:interface>', 'refused: there is no host stack to attach')
-    .option('-p <valeSSS:interface>', 'refused: polling is for network cards')
-    .option('-P <valeSSS:interface>', 'refused: polling is for network cards')
+    .option('-h <valeSSS:interface>', "attach an interface of the host, and the host's stack behind it")
+    .option('-p <valeSSS:interface>', 'refused: the daemon decides itself when it polls')
+    .option('-P <valeSSS:interface>', 'refused: likewise')
     .option('-v', 'say what was done')
     .helpOption('--help', 'display help for command');
   return c.action((flags: Flags) => run(flags));
@@ -51,11 +52,10 @@ async function run(flags: Flags): Promise<void> {
 
 /** The operation that the letters ask for. @throws UsageError */
 export function parseValeCtl(flags: Flags): ValeCtlCommand {
-  if (flags.h !== undefined) throw new UsageError('-h: a daemon in user space has no host stack to attach');
   if (flags.p !== undefined || flags.P !== undefined) {
-    throw new UsageError('-p, -P: polling is for network cards, and these are not served');
+    throw new UsageError('-p, -P: the daemon decides itself when it polls');
   }
-  const letters = (['g', 'a', 'd', 'n', 'r', 'l'] as const).filter((letter) => flags[letter] !== undefined);
+  const letters = (['g', 'a', 'h', 'd', 'n', 'r', 'l'] as const).filter((letter) => flags[letter] !== undefined);
   if (letters.length > 1) throw new UsageError(`only one of ${letters.map((l) => `-${l}`).join(', ')} at a time`);
   const letter = letters[0] ?? 'l';
   if (letter !== 'n' && (flags.C !== undefined || flags.m !== undefined)) throw new UsageError('-C and -m go with -n');

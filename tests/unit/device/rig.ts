@@ -168,6 +168,7 @@ export class DeviceRig {
     this.datapath = { ...loadDatapath(this.arena.memory) };
     this.kloop = new Kloop(this.arena, this.datapath, this.ctl, {
       takeMail: () => this.takeMail(),
+      onNic: () => undefined,
       onTrap: (_domain, error) => void this.traps.push(error),
       onUnwatched: () => undefined,
     });

@@ -1,0 +1,97 @@
+/**
+ * The queues of a port of an interface: their memory in the arena, and their being up on the datapath thread; for a port
+ * that belongs to no client, also the CSB in which the datapath plays its application (docs/nics.md). Control thread.
+ */
+import { nic_queue, nm_csb_atok, nm_csb_ktoa } from '../abi/index.ts';
+import { nicRingBytes } from '../kloop/index.ts';
+import { interfaceFlags, PAGE_SIZE, XSK_RINGS, type XskRingName } from '../os/index.ts';
+import type { PortRecord } from '../ports/index.ts';
+import { allRings } from '../ports/index.ts';
+import type { Nic, NicUse } from './nics.ts';
+import type { Datapath } from './threads.ts';
+
+export interface NicPort extends NicUse {
+  /** Whether the datapath is the application of its rings. */
+  readonly hosted: boolean;
+  /** Before the port is released. */
+  close(): Promise<void>;
+}
+
+const IFF_UP_RUNNING = 0x41;
+
+function interfaceRunning(name: string): boolean {
+  return (interfaceFlags(name.replace(/\^$/, '')) & IFF_UP_RUNNING) === IFF_UP_RUNNING;
+}
+
+/** Connects the rings of a port, which is attached to a domain, with an interface. @throws Error; nothing is kept then */
+export async function connectNic(
+  { space, arena, mailbox }: Datapath,
+  domain: number,
+  record: PortRecord,
+  nic: Nic,
+  hosted: boolean,
+): Promise<NicPort> {
+  const undo: (() => Promise<void> | void)[] = [];
+  const reserve = (bytes: number): number => {
+    const ofs = space.alloc(bytes);
+    undo.push(() => space.free(ofs));
+    arena.mapAnonymous(ofs, Math.ceil(bytes / PAGE_SIZE) * PAGE_SIZE);
+    return ofs;
+  };
+  const queues: number[] = [];
+  const downAll = async (): Promise<void> => {
+    for (const queue of queues.splice(0)) await mailbox.call({ op: 'nic-down', queue });
+    nic.close();
+  };
+  const close = async (): Promise<void> => {
+    await downAll();
+    for (const action of undo.toReversed()) await action();
+  };
+  try {
+    const slots = Math.max(...allRings(record).map((ring) => ring.numSlots));
+    const entries = 2 ** Math.ceil(Math.log2(slots));
+    const sizes = nicRingBytes(entries);
+    if (hosted) await start(record, nic.vnetHdrLen);
+    const at = reserve(nic.links.length * nic_queue.size);
+    for (const [i, link] of nic.links.entries()) {
+      const queue = at + i * nic_queue.size;
+      const rings = Object.fromEntries(XSK_RINGS.map((ring) => [ring, reserve(sizes[ring])]));
+      const [tx, rx] = [record.txRings[i]!, record.rxRings[i]!];
+      const config = {
+        queue,
+        domain,
+        txKring: tx.kring,
+        rxKring: rx.kring,
+        hosted,
+        umem: { address: record.regionAddr, bytes: record.regionBytes },
+        ledger: (hosted ? tx : rx).ledger,
+        entries,
+        at: rings as Record<XskRingName, number>,
+        link,
+      };
+      await mailbox.call({ op: 'nic-up', queue: config });
+      queues.push(queue);
+    }
+    const state = { running: interfaceRunning(nic.name), mtu: nic.mtu, gone: false };
+    return { nic, state, hosted, gone: downAll, close };
+  } catch (e) {
+    await close();
+    throw e;
+  }
+
+  /** Starts the rings with a CSB of our own. */
+  async function start({ port }: PortRecord, vnetHdrLen: number): Promise<void> {
+    const krings = allRings(record).map((ring) => ring.kring);
+    const [atok, ktoa] = [reserve(PAGE_SIZE), reserve(PAGE_SIZE)];
+    const rings = krings.map((kring, i) => ({
+      kring,
+      atok: atok + i * nm_csb_atok.size,
+      ktoa: ktoa + i * nm_csb_ktoa.size,
+    }));
+    for (const ring of rings) nm_csb_ktoa.set.kern_need_kick(arena.m, ring.ktoa, 1);
+    const error = await mailbox.call({ op: 'start', port, vnetHdrLen, rings });
+    if (error !== 0) throw new Error(`the rings of ${record.name} could not be started (${error})`);
+    undo.push(async () => void (await mailbox.call({ op: 'stop', krings })));
+    for (const ring of rings) nm_csb_atok.set.appl_need_kick(arena.m, ring.atok, 0);
+  }
+}

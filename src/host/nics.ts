@@ -1,0 +1,344 @@
+/**
+ * Interfaces of the host as ports: finds out how the frames of an interface can be had, makes what that takes (XDP program
+ * and link, packet socket, TAP interface, redirection of the stack's frames), and takes all of it away again. Everything is
+ * held by descriptors, so whatever way the daemon ends, the interface works for the host again. docs/nics.md
+ *
+ * Control thread.
+ */
+import { writeFileSync } from 'node:fs';
+import { NR_REG_ALL_NIC, NR_REG_NIC_SW, NR_REG_SW } from '../abi/index.ts';
+import type { NicLink } from '../kloop/index.ts';
+import type { LinkChange, XdpMode } from '../os/index.ts';
+import {
+  closeFd,
+  errno,
+  IFF_UP,
+  interfaceDriver,
+  interfaceEther,
+  interfaceIndex,
+  interfaceMtu,
+  interfaceQueues,
+  keepFramesWhole,
+  openTap,
+  packetSocket,
+  promiscuous,
+  redirectAll,
+  setInterfaceFlags,
+  SysError,
+  watchLinks,
+  XDP_CHUNK_MAX,
+  XDP_CHUNK_MIN,
+  XDP_PACKET_HEADROOM,
+  xdpAttach,
+  xdpToSockets,
+  xskMap,
+} from '../os/index.ts';
+import type { PortName } from '../ports/index.ts';
+import { MAX_RINGS_PER_PORT } from '../ports/index.ts';
+
+/** How the frames are had: AF_XDP with the program in the driver or in the kernel, packet sockets, or a TAP interface. */
+export type NicMode = XdpMode | 'packet' | 'tap' | 'host';
+
+/** An interface in use by a port. */
+export interface Nic {
+  /** "eth0"; "eth0^" for the host's stack at that interface. */
+  readonly name: string;
+  readonly ifindex: number;
+  readonly mode: NicMode;
+  /** Why it is not a better one. */
+  readonly because: string | undefined;
+  readonly mac: readonly number[];
+  /** Bytes of the VirtIO network header of its frames. */
+  readonly vnetHdrLen: number;
+  /** One for each ring. */
+  readonly links: readonly NicLink[];
+  readonly mtu: number;
+  close(): void;
+}
+
+export interface NicNeeds {
+  /** Bytes of a buffer. */
+  readonly bufSize: number;
+  /** Whether frames may have a VirtIO network header. */
+  readonly vnetHdr: boolean;
+}
+
+/** The header of TAP interfaces, as long as modern VirtIO has it. */
+const VNET_HDR_LEN = 12;
+/** Bytes of the longest frame that offloads make. */
+const TSO_FRAME = 65536 + VNET_HDR_LEN;
+/** Ethernet header, two VLAN tags. */
+const FRAME_OVERHEAD = 22;
+/** Names of interfaces that are made if they are not there. */
+const TAP_NAME = /^tap/;
+
+/** Whether the host's stack is meant ("eth0^"), and the interface. */
+function parse(name: string): { readonly iface: string; readonly host: boolean } {
+  const host = name.endsWith('^');
+  return { iface: host ? name.slice(0, -1) : name, host };
+}
+
+function exists(iface: string): boolean {
+  try {
+    interfaceIndex(iface);
+    return true;
+  } catch (e) {
+    if (e instanceof SysError && e.errno === errno.ENODEV) return false;
+    throw e;
+  }
+}
+
+/**
+ * Rings, each way, that a port of an interface has. @throws SysError ENXIO: there is none of that name; E2BIG: too many
+ */
+export function nicRings(name: string): number {
+  const { iface, host } = parse(name);
+  if (!exists(iface)) {
+    if (TAP_NAME.test(name) && !host) return 1;
+    const advice = `"ptnet vale-ctl -n ${iface}" makes a persistent VALE port`;
+    throw new SysError(`there is no interface ${iface} (${advice} of that name)`, errno.ENXIO);
+  }
+  if (host || interfaceDriver(iface) === 'tun') return 1;
+  const queues = interfaceQueues(iface);
+  if (2 * queues > MAX_RINGS_PER_PORT) {
+    const most = Math.floor(MAX_RINGS_PER_PORT / 2);
+    const advice = `a port has at most ${most} (ethtool -L ${iface} combined ${most})`;
+    throw new SysError(`interface ${iface} has ${queues} receive queues; ${advice}`, errno.E2BIG);
+  }
+  return queues;
+}
+
+/** Takes an interface, or the host's stack at one, for a port. @throws SysError; nothing is kept then */
+export function openNic(name: string, needs: NicNeeds): Nic {
+  const { iface, host } = parse(name);
+  const undo: (() => void)[] = [];
+  try {
+    if (host) return openHost(name, iface, needs, undo);
+    if (!exists(iface) || interfaceDriver(iface) === 'tun') {
+      const tap = openTapNic(iface, needs, undo);
+      if (tap !== undefined) return tap;
+    }
+    return openCard(iface, needs, undo);
+  } catch (e) {
+    for (const action of undo.toReversed()) action();
+    throw e;
+  }
+}
+
+const ending = (undo: readonly (() => void)[]) => (): void => {
+  for (const action of undo.toReversed()) action();
+};
+
+/** An interface whose frames are those of a wire. */
+function openCard(iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
+  const ifindex = interfaceIndex(iface);
+  const queues = nicRings(iface);
+  const mtu = interfaceMtu(iface);
+  const promiscuity = promiscuous(ifindex);
+  undo.push(() => closeFd(promiscuity));
+  const common = { name: iface, ifindex, mac: [...interfaceEther(iface)], vnetHdrLen: 0, mtu, close: ending(undo) };
+  let because: string;
+  try {
+    const { map, mode } = attach(ifindex, queues, needs.bufSize, undo);
+    // Native programs see frames before they are merged.
+    undo.push(keepFramesWhole(iface, mode !== 'native'));
+    const links = Array.from({ length: queues }, (_, queue): NicLink => ({ kind: 'xdp', ifindex, queue, map }));
+    return { ...common, mode, because: undefined, links };
+  } catch (e) {
+    if (!(e instanceof SysError)) throw e;
+    because = e.message;
+  }
+  undo.push(keepFramesWhole(iface, true));
+  const fd = packetSocket(ifindex);
+  undo.push(() => closeFd(fd));
+  const pieces = Math.ceil((mtu + FRAME_OVERHEAD) / needs.bufSize);
+  return { ...common, mode: 'packet', because, links: [{ kind: 'frames', fd, packet: true, pieces }] };
+}
+
+/** Attaches the XDP program. @throws SysError: AF_XDP is not to be had here */
+function attach(
+  ifindex: number,
+  queues: number,
+  bufSize: number,
+  undo: (() => void)[],
+): { map: number; mode: XdpMode } {
+  const chunk = bufSize + XDP_PACKET_HEADROOM;
+  if (chunk < XDP_CHUNK_MIN || chunk > XDP_CHUNK_MAX) {
+    const [least, most] = [XDP_CHUNK_MIN - XDP_PACKET_HEADROOM, XDP_CHUNK_MAX - XDP_PACKET_HEADROOM];
+    throw new SysError(`AF_XDP needs buffers of ${least} to ${most} bytes, these have ${bufSize}`, errno.EINVAL);
+  }
+  const mine: (() => void)[] = [];
+  try {
+    const map = xskMap(queues);
+    mine.push(() => closeFd(map));
+    const program = xdpToSockets(map);
+    mine.push(() => closeFd(program));
+    const { link, mode } = xdpAttach(program, ifindex);
+    mine.push(() => closeFd(link));
+    undo.push(...mine);
+    return { map, mode };
+  } catch (e) {
+    ending(mine)();
+    throw e;
+  }
+}
+
+/** A TAP interface, made if it is not there; undefined if another process is at its other end. */
+function openTapNic(iface: string, { bufSize, vnetHdr }: NicNeeds, undo: (() => void)[]): Nic | undefined {
+  const vnetHdrLen = vnetHdr ? VNET_HDR_LEN : 0;
+  let fd: number;
+  try {
+    fd = openTap(iface, 1, vnetHdrLen, { txcsum: vnetHdr, tso: vnetHdr }).fds[0]!;
+  } catch (e) {
+    if (e instanceof SysError && e.errno === errno.EBUSY) return undefined;
+    throw e;
+  }
+  undo.push(() => closeFd(fd));
+  setInterfaceFlags(iface, IFF_UP, true);
+  const mtu = interfaceMtu(iface);
+  return {
+    name: iface,
+    ifindex: interfaceIndex(iface),
+    mode: 'tap',
+    because: undefined,
+    mac: macBeyond(iface),
+    vnetHdrLen,
+    links: [{ kind: 'frames', fd, packet: false, pieces: piecesOf(mtu, bufSize, vnetHdrLen) }],
+    mtu,
+    close: ending(undo),
+  };
+}
+
+/** At the other end of a TAP interface's cable: another address than its own. */
+function macBeyond(iface: string): number[] {
+  const mac = [...interfaceEther(iface)];
+  mac[5]! ^= 1;
+  return mac;
+}
+
+function piecesOf(mtu: number, bufSize: number, vnetHdrLen: number): number {
+  return Math.ceil((vnetHdrLen > 0 ? TSO_FRAME : mtu + FRAME_OVERHEAD) / bufSize);
+}
+
+/**
+ * The host's stack at an interface: what it sends there goes to a TAP interface of ours instead, and what we write into
+ * that one is received at the interface (two tc programs, held by links).
+ */
+function openHost(name: string, iface: string, { bufSize, vnetHdr }: NicNeeds, undo: (() => void)[]): Nic {
+  const ifindex = interfaceIndex(iface);
+  const helper = `ptnh${ifindex}`;
+  const vnetHdrLen = vnetHdr ? VNET_HDR_LEN : 0;
+  const tap = openTap(helper, 1, vnetHdrLen, { txcsum: vnetHdr, tso: vnetHdr });
+  const fd = tap.fds[0]!;
+  undo.push(() => closeFd(fd));
+  // The helper is a pipe: the stack must not send anything of its own there.
+  try {
+    writeFileSync(`/proc/sys/net/ipv6/conf/${helper}/disable_ipv6`, '1');
+  } catch {
+    // A kernel without IPv6.
+  }
+  setInterfaceFlags(helper, IFF_UP, true);
+  const beyond = interfaceIndex(helper);
+  const back = redirectAll({ ifindex: beyond, at: 'ingress' }, { ifindex, as: 'received' });
+  undo.push(() => closeFd(back));
+  const out = redirectAll({ ifindex, at: 'egress' }, { ifindex: beyond, as: 'sent' });
+  undo.push(() => closeFd(out));
+  const mtu = interfaceMtu(iface);
+  return {
+    name,
+    ifindex,
+    mode: 'host',
+    because: undefined,
+    mac: [...interfaceEther(iface)],
+    vnetHdrLen,
+    links: [{ kind: 'frames', fd, packet: false, pieces: piecesOf(mtu, bufSize, vnetHdrLen) }],
+    mtu,
+    close: ending(undo),
+  };
+}
+
+/**
+ * The port that a name means: "netmap:eth0^" (the host's rings of netmap) is a port of its own here.
+ * @throws SysError EOPNOTSUPP: "netmap:eth0*"
+ */
+export function hostRingsName(name: PortName): PortName {
+  if (name.kind !== 'netmap') return name;
+  if (name.mode === NR_REG_NIC_SW) {
+    const both = `${name.name} and ${name.name}^`;
+    throw new SysError(`open ${name.text}: open the two ports ${both} in its place`, errno.EOPNOTSUPP);
+  }
+  if (name.mode !== NR_REG_SW) return name;
+  return { ...name, name: `${name.name}^`, port: `${name.port}^`, mode: NR_REG_ALL_NIC };
+}
+
+/** A port's connection to its interface. */
+export interface NicUse {
+  readonly nic: Nic;
+  /** What was last heard of it. */
+  readonly state: { running: boolean; mtu: number; gone: boolean };
+  /** Lets go of the interface; what the port sends is dropped from then on. The port itself stays. */
+  gone(): Promise<void>;
+}
+
+/** What is told of interfaces that are ports. */
+export interface NicEvents {
+  log(level: 'info' | 'warn', message: string): void;
+  /** The interface is gone; its port has let go of it. */
+  gone(use: NicUse): void;
+}
+
+/** Follows the interfaces that are ports. Watches only while there are some. */
+export class NicWatch {
+  readonly #events: NicEvents;
+  readonly #uses = new Set<NicUse>();
+  #watching: { close(): void } | undefined;
+
+  constructor(events: NicEvents) {
+    this.#events = events;
+  }
+
+  add(use: NicUse): void {
+    const { nic } = use;
+    this.#uses.add(use);
+    this.#watching ??= watchLinks((change) => this.#changed(change));
+    const how = {
+      native: 'AF_XDP, native',
+      generic: 'AF_XDP, generic',
+      packet: 'packet socket',
+      tap: 'TAP',
+      host: 'tc',
+    };
+    const why = nic.because === undefined ? '' : ` (${nic.because})`;
+    this.#events.log('info', `interface ${nic.name}: ${how[nic.mode]}, ${nic.links.length} queues${why}`);
+  }
+
+  remove(use: NicUse): void {
+    this.#uses.delete(use);
+    if (this.#uses.size === 0) this.close();
+  }
+
+  close(): void {
+    this.#watching?.close();
+    this.#watching = undefined;
+  }
+
+  #changed({ ifindex, gone, running, mtu }: LinkChange): void {
+    for (const use of this.#uses) {
+      const { nic, state } = use;
+      if (nic.ifindex !== ifindex) continue;
+      if (gone) {
+        this.#uses.delete(use);
+        state.gone = true;
+        state.running = false;
+        this.#events.log('warn', `interface ${nic.name} is gone: what its port sends is dropped from now on`);
+        this.#events.gone(use);
+        continue;
+      }
+      if (state.running !== running) this.#events.log('info', `interface ${nic.name}: link ${running ? 'up' : 'down'}`);
+      state.running = running;
+      if (mtu === 0 || mtu === state.mtu) continue;
+      state.mtu = mtu;
+      this.#events.log('info', `interface ${nic.name}: MTU ${mtu}`);
+    }
+  }
+}

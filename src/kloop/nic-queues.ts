@@ -1,0 +1,342 @@
+/**
+ * The queues of interfaces that a datapath thread serves: opens and closes what is at their other end (an AF_XDP socket, or
+ * a pump on a descriptor), and makes the system calls that their rings need, once per turn. The frames are moved by
+ * src/datapath/nic.ts. docs/nics.md
+ *
+ * Owner: the datapath thread.
+ */
+import { kring, nic_queue } from '../abi/index.ts';
+import type { Arena } from '../memory/index.ts';
+import { pageRound } from '../memory/index.ts';
+import type { Epoll, XskRing, XskRingName } from '../os/index.ts';
+import {
+  EPOLLET,
+  EPOLLIN,
+  errno,
+  SysError,
+  XDP_PACKET_HEADROOM,
+  XDP_RING_NEED_WAKEUP,
+  XSK_RINGS,
+  Xsk,
+  xskMapSet,
+  xskRingBytes,
+} from '../os/index.ts';
+import type { Datapath } from './datapath.ts';
+import { FramePump } from './nic-pump.ts';
+
+/** Where a queue's frames come from and go to. */
+export type NicLink =
+  /** A queue of an interface, by AF_XDP. `map`: of the XDP program that is attached there. */
+  | { readonly kind: 'xdp'; readonly ifindex: number; readonly queue: number; readonly map: number }
+  /** A descriptor of which a read or write is a frame. `packet`: it is a packet socket. */
+  | { readonly kind: 'frames'; readonly fd: number; readonly packet: boolean; readonly pieces: number };
+
+/** A queue as control code describes it. Addresses are arena offsets. */
+export interface NicQueueConfig {
+  /** Of its nic_queue, zeroed. */
+  readonly queue: number;
+  readonly domain: number;
+  readonly txKring: number;
+  readonly rxKring: number;
+  /** Whether the datapath is the rings' application. */
+  readonly hosted: boolean;
+  /** The region, from its beginning on. */
+  readonly umem: { readonly address: number; readonly bytes: number };
+  /** Buffers of the ring that receives: u32[]. */
+  readonly ledger: number;
+  /** Entries of each ring, a power of two. */
+  readonly entries: number;
+  /** Room for each ring: `xskRingBytes`. */
+  readonly at: Readonly<Record<XskRingName, number>>;
+  readonly link: NicLink;
+}
+
+/** What a queue costs the one who makes its rings. */
+export function nicRingBytes(entries: number): Record<XskRingName, number> {
+  return {
+    rx: xskRingBytes('rx', entries),
+    tx: xskRingBytes('tx', entries),
+    fill: xskRingBytes('fill', entries),
+    completion: xskRingBytes('completion', entries),
+  };
+}
+
+/** A closed socket keeps its queue for some ms: how often, and how long, to try to open the next one. */
+const RETRY_MS = 1;
+const GIVE_UP_MS = 2000;
+/** While frames are on their way out or a system call has to be repeated, the thread sleeps no longer than this. */
+const BUSY_SLEEP_MS = 1;
+/** How often a pump looks for frames while the thread does not sleep. */
+const PUMP_EVERY_MS = 0.05;
+/** How often the kernel is asked what it dropped. */
+const STATISTICS_EVERY_MS = 100;
+
+interface Queue {
+  readonly config: NicQueueConfig;
+  readonly address: number;
+  xsk: Xsk | undefined;
+  pump: FramePump | undefined;
+  /** Arena address of the fill ring's flags. */
+  fillFlags: number;
+  /** Not open, on purpose: its slots are being rewritten. */
+  frozen: boolean;
+  /** When to try again to open it, and since when; 0: not. */
+  retryAt: number;
+  failingSince: number;
+  /** Frames that the kernel had dropped when it was last asked. */
+  dropped: number;
+}
+
+export class NicQueues {
+  readonly #arena: Arena;
+  readonly #datapath: Datapath;
+  readonly #epoll: Epoll;
+  readonly #queues: Queue[] = [];
+  #statisticsAt = 0;
+  readonly #failed: (message: string) => void;
+
+  /** @param failed a queue could not be opened again */
+  constructor(arena: Arena, datapath: Datapath, epoll: Epoll, failed: (message: string) => void) {
+    this.#arena = arena;
+    this.#datapath = datapath;
+    this.#epoll = epoll;
+    this.#failed = failed;
+  }
+
+  get any(): boolean {
+    return this.#queues.length > 0;
+  }
+
+  /** Takes a queue into use. @throws SysError */
+  up(config: NicQueueConfig): void {
+    const queue: Queue = {
+      config,
+      address: config.queue,
+      xsk: undefined,
+      pump: undefined,
+      fillFlags: 0,
+      frozen: false,
+      retryAt: 0,
+      failingSince: 0,
+      dropped: 0,
+    };
+    try {
+      this.#open(queue);
+    } catch (e) {
+      if (!(e instanceof SysError) || e.errno !== errno.EBUSY) throw e;
+      this.#again(queue);
+    }
+    this.#queues.push(queue);
+  }
+
+  /** Lets go of a queue, for good. Nothing if there is none at that address. */
+  down(address: number): void {
+    const i = this.#queues.findIndex((q) => q.address === address);
+    if (i < 0) return;
+    this.#close(this.#queues[i]!);
+    this.#queues.splice(i, 1);
+  }
+
+  /** Of queues of these krings, the kernel lets go of the buffers until `thaw`. */
+  freeze(krings: readonly number[]): void {
+    for (const queue of this.#of(krings)) {
+      queue.frozen = true;
+      this.#close(queue);
+    }
+  }
+
+  thaw(krings: readonly number[]): void {
+    for (const queue of this.#of(krings)) {
+      if (!queue.frozen) continue;
+      queue.frozen = false;
+      this.#again(queue);
+    }
+  }
+
+  /** The system calls of one turn. Returns whether something moved by them. */
+  turn(): number {
+    let moved = 0;
+    const now = performance.now();
+    if (now >= this.#statisticsAt) this.#countDrops(now);
+    for (const queue of this.#queues) {
+      if (queue.retryAt !== 0) this.#retry(queue);
+      if (queue.xsk !== undefined) moved += this.#kick(queue, queue.xsk);
+      else if (queue.pump !== undefined) moved += this.#pump(queue.pump, now);
+    }
+    return moved;
+  }
+
+  /** Something became readable. */
+  ready(fd: number): void {
+    for (const { pump } of this.#queues) if (pump?.fd === fd) pump.readable = true;
+  }
+
+  /** Whether a turn is to be made before the thread sleeps. */
+  get due(): boolean {
+    for (const q of this.#queues) {
+      if (q.retryAt !== 0 && performance.now() >= q.retryAt) return true;
+      if (q.pump !== undefined && q.pump.readable) return true;
+    }
+    return false;
+  }
+
+  /** Longest sleep, given the longest of others in ms (-1: any). */
+  sleepMs(ms: number): number {
+    if (!this.any) return ms;
+    this.#countDrops(performance.now());
+    const { m } = this.#arena;
+    for (const q of this.#queues) {
+      if (q.retryAt !== 0 || nic_queue.get.in_flight(m, q.address) !== 0) return BUSY_SLEEP_MS;
+    }
+    return ms;
+  }
+
+  close(): void {
+    for (const queue of this.#queues) this.#close(queue);
+    this.#queues.length = 0;
+  }
+
+  #of(krings: readonly number[]): Queue[] {
+    return this.#queues.filter(
+      ({ config: c }) => !c.hosted && (krings.includes(c.txKring) || krings.includes(c.rxKring)),
+    );
+  }
+
+  #kick(queue: Queue, xsk: Xsk): number {
+    const { m } = this.#arena;
+    if (nic_queue.get.kick(m, queue.address) !== 0) {
+      const e = xsk.kickTx();
+      if (e === 0) nic_queue.set.kick(m, queue.address, 0);
+      else if (e === errno.EAGAIN) return 1; // more than one call sends
+    }
+    if ((m.u32[queue.fillFlags >>> 2]! & XDP_RING_NEED_WAKEUP) !== 0) xsk.kickRx();
+    return 0;
+  }
+
+  /** Frames for which the kernel found no buffer or no room, in the counters of the ring that receives. */
+  #countDrops(now: number): void {
+    this.#statisticsAt = now + STATISTICS_EVERY_MS;
+    for (const queue of this.#queues) if (queue.xsk !== undefined) this.#count(queue, queue.xsk);
+  }
+
+  #count(queue: Queue, xsk: Xsk): void {
+    const { rxDropped, rxRingFull } = xsk.statistics();
+    const dropped = rxDropped + rxRingFull;
+    if (dropped === queue.dropped) return;
+    const { hosted, txKring, rxKring } = queue.config;
+    const k = hosted ? txKring : rxKring;
+    const { m } = this.#arena;
+    kring.set.drop_full(m, k, kring.get.drop_full(m, k) + BigInt(dropped - queue.dropped));
+    queue.dropped = dropped;
+  }
+
+  #pump(pump: FramePump, now: number): number {
+    if (now >= pump.lookAt) {
+      pump.lookAt = now + PUMP_EVERY_MS;
+      pump.readable = true;
+    }
+    return pump.send() + (pump.readable ? pump.receive() : 0);
+  }
+
+  #again(queue: Queue): void {
+    queue.failingSince = performance.now();
+    queue.retryAt = queue.failingSince;
+  }
+
+  #retry(queue: Queue): void {
+    const now = performance.now();
+    if (now < queue.retryAt) return;
+    try {
+      this.#open(queue);
+      queue.retryAt = 0;
+    } catch (e) {
+      const busy = e instanceof SysError && e.errno === errno.EBUSY;
+      queue.retryAt = busy && now - queue.failingSince < GIVE_UP_MS ? now + RETRY_MS : 0;
+      if (queue.retryAt === 0) this.#failed(e instanceof Error ? e.message : String(e));
+    }
+  }
+
+  #open(queue: Queue): void {
+    const { config, address } = queue;
+    const { m } = this.#arena;
+    const { link, at, umem } = config;
+    const sizes = nicRingBytes(config.entries);
+    for (const ring of XSK_RINGS) this.#arena.mapAnonymous(at[ring], sizes[ring]);
+    let rings: Readonly<Record<XskRingName, XskRing>>;
+    if (link.kind === 'xdp') {
+      const inProcess = (ofs: number): number => this.#arena.addressOf(ofs);
+      const xsk = new Xsk({
+        ifindex: link.ifindex,
+        queue: link.queue,
+        umem: { address: inProcess(umem.address), bytes: umem.bytes },
+        bufSize: kring.get.buf_size(m, config.rxKring),
+        entries: config.entries,
+        at: {
+          rx: inProcess(at.rx),
+          tx: inProcess(at.tx),
+          fill: inProcess(at.fill),
+          completion: inProcess(at.completion),
+        },
+      });
+      queue.xsk = xsk;
+      rings = xsk.rings;
+    } else {
+      queue.pump = new FramePump(this.#arena, config, link);
+      rings = FramePump.rings;
+    }
+    queue.fillFlags = at.fill + rings.fill.flags;
+    try {
+      this.#describe(queue, rings);
+      this.#datapath.nicUp(config.domain, address);
+      const fd = queue.xsk?.fd ?? queue.pump!.fd;
+      this.#epoll.add(fd, EPOLLIN | EPOLLET, fd);
+      if (link.kind === 'xdp') xskMapSet(link.map, link.queue, fd);
+    } catch (e) {
+      this.#close(queue);
+      throw e;
+    }
+  }
+
+  /** Fills the nic_queue. */
+  #describe({ config, address }: Queue, rings: Readonly<Record<XskRingName, XskRing>>): void {
+    const { m } = this.#arena;
+    const { at } = config;
+    const { set } = nic_queue;
+    set.hosted(m, address, config.hosted ? 1 : 0);
+    set.tx_kring(m, address, config.txKring);
+    set.rx_kring(m, address, config.rxKring);
+    set.umem(m, address, config.umem.address);
+    set.headroom(m, address, XDP_PACKET_HEADROOM);
+    set.mask(m, address, config.entries - 1);
+    set.rx_producer(m, address, at.rx + rings.rx.producer);
+    set.rx_consumer(m, address, at.rx + rings.rx.consumer);
+    set.rx_desc(m, address, at.rx + rings.rx.desc);
+    set.tx_producer(m, address, at.tx + rings.tx.producer);
+    set.tx_desc(m, address, at.tx + rings.tx.desc);
+    set.fill_producer(m, address, at.fill + rings.fill.producer);
+    set.fill_desc(m, address, at.fill + rings.fill.desc);
+    set.completion_producer(m, address, at.completion + rings.completion.producer);
+    set.completion_consumer(m, address, at.completion + rings.completion.consumer);
+    set.ledger(m, address, config.ledger);
+  }
+
+  #close(queue: Queue): void {
+    const { xsk, pump, config, address } = queue;
+    queue.retryAt = 0;
+    if (xsk === undefined && pump === undefined) return;
+    if (xsk !== undefined) this.#count(queue, xsk);
+    this.#datapath.nicDown(address);
+    try {
+      this.#epoll.remove(xsk?.fd ?? pump!.fd);
+    } catch {
+      // It was not added yet.
+    }
+    // The mappings would keep the socket bound.
+    const sizes = nicRingBytes(config.entries);
+    for (const ring of XSK_RINGS) this.#arena.unmap(config.at[ring], pageRound(sizes[ring]));
+    xsk?.close();
+    queue.dropped = 0;
+    queue.xsk = undefined;
+    queue.pump = undefined;
+  }
+}

@@ -1,0 +1,154 @@
+/**
+ * What else a NIC port needs to know of an interface and to change there: queues, driver, offloads (ethtool's ioctl), and
+ * what becomes of interfaces (rtnetlink(7)). Everything is of the calling thread's network namespace.
+ */
+import { errno, SysError } from './errno.ts';
+import { closeFd, watch } from './events.ts';
+import { check, lastErrno, libc, scratch } from './libc.ts';
+import { fillName } from './netif.ts';
+
+const AF_INET = 2;
+const AF_NETLINK = 16;
+const SOCK_DGRAM = 2;
+const SOCK_RAW = 3;
+const SOCK_CLOEXEC = 0x80000;
+const SOCK_NONBLOCK = 0x800;
+const SIOCETHTOOL = 0x8946;
+const ETHTOOL_GDRVINFO = 0x3;
+const ETHTOOL_GGRO = 0x2b;
+const ETHTOOL_SGRO = 0x2c;
+const ETHTOOL_GFLAGS = 0x25;
+const ETHTOOL_SFLAGS = 0x26;
+const ETHTOOL_GCHANNELS = 0x3c;
+const ETH_FLAG_RXVLAN = 1 << 8;
+const ETH_FLAG_LRO = 1 << 15;
+const RTMGRP_LINK = 1;
+const RTM_NEWLINK = 16;
+const RTM_DELLINK = 17;
+const IFLA_MTU = 4;
+const IFF_UP = 1;
+const IFF_RUNNING = 0x40;
+
+const ifreq = scratch(40);
+
+/** One ethtool command, whose struct is `data`. Returns 0 or the errno. */
+function ethtool(name: string, data: ReturnType<typeof scratch>): number {
+  fillName(ifreq.u8, name);
+  ifreq.view.setBigUint64(16, BigInt(data.address), true);
+  const fd = check(libc.socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), 'socket');
+  try {
+    return libc.ioctl(fd, SIOCETHTOOL, ifreq.address) >= 0 ? 0 : lastErrno();
+  } finally {
+    closeFd(fd);
+  }
+}
+
+/** Receive queues of an interface; 1 if its driver does not say. */
+export function interfaceQueues(name: string): number {
+  // struct ethtool_channels: cmd, max_rx, max_tx, max_other, max_combined, rx, tx, other, combined
+  const channels = scratch(36);
+  channels.view.setUint32(0, ETHTOOL_GCHANNELS, true);
+  if (ethtool(name, channels) !== 0) return 1;
+  return Math.max(1, channels.view.getUint32(20, true) + channels.view.getUint32(32, true));
+}
+
+/** Name of an interface's driver, e.g. "veth", "tun", "virtio_net"; empty if it does not say. */
+export function interfaceDriver(name: string): string {
+  const info = scratch(196);
+  info.view.setUint32(0, ETHTOOL_GDRVINFO, true);
+  if (ethtool(name, info) !== 0) return '';
+  return new TextDecoder().decode(info.u8.subarray(4, 36)).replace(/\0.*$/s, '');
+}
+
+function value(name: string, command: number, data = 0): number | undefined {
+  const v = scratch(8);
+  v.view.setUint32(0, command, true);
+  v.view.setUint32(4, data, true);
+  return ethtool(name, v) === 0 ? v.view.getUint32(4, true) : undefined;
+}
+
+/**
+ * Switches off what makes frames something else than what was on the wire: merging (LRO and, with `gro`, GRO) and taking
+ * VLAN tags out. Returns a function that switches on again what was on; it does nothing if the interface is gone.
+ * @throws SysError if the driver refuses
+ */
+export function keepFramesWhole(name: string, gro: boolean): () => void {
+  const undo: (() => void)[] = [];
+  const flags = value(name, ETHTOOL_GFLAGS) ?? 0;
+  const off = flags & (ETH_FLAG_RXVLAN | ETH_FLAG_LRO);
+  if (off !== 0) {
+    if (value(name, ETHTOOL_SFLAGS, flags & ~off) === undefined) {
+      const which = (off & ETH_FLAG_LRO) === 0 ? 'rxvlan' : 'lro and rxvlan';
+      throw new SysError(
+        `interface ${name}: its driver does not switch ${which} off, which would change frames`,
+        errno.EINVAL,
+      );
+    }
+    undo.push(() => value(name, ETHTOOL_SFLAGS, (value(name, ETHTOOL_GFLAGS) ?? 0) | off));
+  }
+  if (gro && value(name, ETHTOOL_GGRO) === 1 && value(name, ETHTOOL_SGRO, 0) !== undefined) {
+    undo.push(() => value(name, ETHTOOL_SGRO, 1));
+  }
+  return () => undo.forEach((action) => action());
+}
+
+/** What is known of an interface after a change. */
+export interface LinkChange {
+  readonly ifindex: number;
+  /** It is not in this network namespace any more. */
+  readonly gone: boolean;
+  /** It is up, and its link too. */
+  readonly running: boolean;
+  /** 0 if not said. */
+  readonly mtu: number;
+}
+
+/** Tells of changes of interfaces. Close what is returned to end that. */
+export function watchLinks(onChange: (change: LinkChange) => void): { close(): void } {
+  const fd = check(libc.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), 'socket(AF_NETLINK)');
+  const buffer = scratch(65536);
+  const sockaddr = scratch(12);
+  sockaddr.view.setUint16(0, AF_NETLINK, true);
+  sockaddr.view.setUint32(8, RTMGRP_LINK, true);
+  try {
+    check(libc.bind(fd, sockaddr.address, 12), 'bind(AF_NETLINK)');
+  } catch (e) {
+    closeFd(fd);
+    throw e;
+  }
+  const watching = watch(fd, { readable: true, writable: false }, () => {
+    for (;;) {
+      const n = libc.recvfrom(fd, buffer.address, buffer.u8.length, 0, 0, 0);
+      if (n < 0 && lastErrno() !== errno.ENOBUFS) return;
+      for (const change of parseLinks(buffer.view, Math.max(0, n))) onChange(change);
+    }
+  });
+  return {
+    close: () => {
+      watching.close();
+      closeFd(fd);
+    },
+  };
+}
+
+/** struct nlmsghdr (16 bytes), struct ifinfomsg (16): index at 4, flags at 8; attributes: length u16, type u16. */
+function* parseLinks(view: DataView, bytes: number): Generator<LinkChange> {
+  for (let p = 0; p + 32 <= bytes; ) {
+    const length = view.getUint32(p, true);
+    const type = view.getUint16(p + 4, true);
+    if (length < 32) return;
+    if (type === RTM_NEWLINK || type === RTM_DELLINK) {
+      let mtu = 0;
+      for (let a = p + 32; a + 8 <= p + length; ) {
+        const l = view.getUint16(a, true);
+        if (l < 4) break;
+        if (view.getUint16(a + 2, true) === IFLA_MTU) mtu = view.getUint32(a + 4, true);
+        a += (l + 3) & ~3;
+      }
+      const flags = view.getUint32(p + 24, true);
+      const up = IFF_UP | IFF_RUNNING;
+      yield { ifindex: view.getInt32(p + 20, true), gone: type === RTM_DELLINK, running: (flags & up) === up, mtu };
+    }
+    p += (length + 3) & ~3;
+  }
+}
