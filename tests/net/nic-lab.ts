@@ -1,0 +1,221 @@
+/**
+ * Two network namespaces with a veth pair between them: `here`, where the daemon runs and `veth0` is, and `there`, where
+ * `veth1` is and only the kernel and our peers are. Everything goes with `close`; the machine's own network is not touched.
+ */
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import type { PortStatus } from '../../src/abi/index.ts';
+import { controlRequest } from '../../src/api/control.ts';
+import { listDaemon } from '../../src/api/index.ts';
+import { closeFd } from '../../src/os/index.ts';
+
+const root = fileURLToPath(new URL('../../..', import.meta.url));
+const main = join(root, 'dist/src/cli/main.js');
+const peerProgram = fileURLToPath(new URL('nic-peer.js', import.meta.url));
+
+/** Why tests of interfaces cannot run here, or false. @param tools programs that a test needs besides */
+export function nicSkip(...tools: string[]): string | false {
+  if (process.getuid!() !== 0) return 'needs root: network namespaces, AF_XDP, BPF';
+  const missing = ['ip', 'ethtool', ...tools].filter((tool) => spawnSync('which', [tool]).status !== 0);
+  if (missing.length > 0) return `needs ${missing.join(', ')} (Debian: iproute2, ethtool, iputils-ping, iperf3)`;
+  const unshare = spawnSync('unshare', ['-n', 'ip', 'link', 'add', 'type', 'veth']);
+  return unshare.status === 0 ? false : 'needs network namespaces and veth (Linux CONFIG_VETH)';
+}
+
+/** What a program printed. */
+export interface Output {
+  readonly status: number;
+  readonly text: string;
+}
+
+export class Namespace {
+  readonly name: string;
+
+  constructor(name: string) {
+    this.name = name;
+    execFileSync('ip', ['netns', 'add', name]);
+    this.ip('link', 'set', 'lo', 'up');
+  }
+
+  ip(...args: string[]): string {
+    return execFileSync('ip', ['-n', this.name, ...args], { encoding: 'utf8' });
+  }
+
+  spawn(program: string, ...args: string[]): ChildProcess {
+    return spawn('ip', ['netns', 'exec', this.name, program, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+  }
+
+  /** Runs a program to its end, `seconds` at most. */
+  async run(program: string, args: readonly string[], seconds = 30): Promise<Output> {
+    const child = this.spawn(program, ...args);
+    let text = '';
+    for (const stream of [child.stdout!, child.stderr!])
+      stream.setEncoding('utf8').on('data', (t: string) => (text += t));
+    const timer = setTimeout(() => child.kill('SIGKILL'), seconds * 1000);
+    const [status] = (await once(child, 'close')) as [number | null];
+    clearTimeout(timer);
+    return { status: status ?? 124, text };
+  }
+
+  /** Starts one of nic-peer's commands. */
+  peer(...args: string[]): Peer {
+    return new Peer(this.spawn(process.execPath, peerProgram, ...args));
+  }
+
+  /** Whether an address answers within some seconds. */
+  async pings(address: string, ...options: string[]): Promise<boolean> {
+    const { status } = await this.run('ping', ['-c', '3', '-i', '0.2', '-W', '2', ...options, address]);
+    return status === 0;
+  }
+
+  close(): void {
+    spawnSync('ip', ['netns', 'del', this.name]);
+  }
+}
+
+/** A nic-peer process: says "ready", and at its end what it counted, as JSON. */
+export class Peer {
+  readonly #child: ChildProcess;
+  #text = '';
+  readonly #closed: Promise<unknown>;
+
+  constructor(child: ChildProcess) {
+    this.#child = child;
+    for (const stream of [child.stdout!, child.stderr!]) {
+      stream.setEncoding('utf8').on('data', (t: string) => (this.#text += t));
+    }
+    this.#closed = once(child, 'close');
+  }
+
+  async ready(): Promise<this> {
+    while (!this.#text.includes('ready')) {
+      if (this.#child.exitCode !== null) throw new Error(`the peer ended: ${this.#text}`);
+      await sleep(10);
+    }
+    return this;
+  }
+
+  /** Ends it if `signal` is given, waits for its end. */
+  async result(signal?: NodeJS.Signals): Promise<Record<string, number>> {
+    if (signal !== undefined) this.#child.kill(signal);
+    await this.#closed;
+    const line = this.#text.split('\n').find((l) => l.startsWith('{'));
+    if (line === undefined) throw new Error(`the peer counted nothing: ${this.#text}`);
+    return JSON.parse(line) as Record<string, number>;
+  }
+}
+
+let labs = 0;
+
+export class NicLab {
+  readonly here: Namespace;
+  readonly there: Namespace;
+  readonly runDir: string;
+  readonly #dir: string;
+  daemon: ChildProcess | undefined;
+  log = '';
+
+  /** @param mtu of both ends */
+  constructor(mtu = 1500) {
+    this.#dir = mkdtempSync(join(tmpdir(), 'ptnet-nic-'));
+    this.runDir = join(this.#dir, 'run');
+    const id = `ptnet-${process.pid}-${labs++}`;
+    this.here = new Namespace(`${id}-a`);
+    this.there = new Namespace(`${id}-b`);
+    this.wire(mtu);
+  }
+
+  /** Makes the veth pair. What a stack leaves to a card's offloads would not be done on a veth, so that is off there. */
+  wire(mtu = 1500): void {
+    const first = ['link', 'add', 'veth0', 'netns', this.here.name, 'type', 'veth'];
+    execFileSync('ip', [...first, 'peer', 'name', 'veth1', 'netns', this.there.name]);
+    for (const [ns, iface] of [
+      [this.here, 'veth0'],
+      [this.there, 'veth1'],
+    ] as const) {
+      // No frames of IPv6's own among those that are counted.
+      spawnSync('ip', ['netns', 'exec', ns.name, 'sysctl', '-qw', `net.ipv6.conf.${iface}.disable_ipv6=1`]);
+      ns.ip('link', 'set', iface, 'mtu', String(mtu), 'up');
+    }
+    const off = ['tx', 'off', 'txvlan', 'off', 'tso', 'off', 'gso', 'off'];
+    spawnSync('ip', ['netns', 'exec', this.there.name, 'ethtool', '-K', 'veth1', ...off]);
+  }
+
+  /** Puts veth0 into a bridge br0. */
+  bridge(): void {
+    this.here.ip('link', 'add', 'br0', 'type', 'bridge');
+    spawnSync('ip', ['netns', 'exec', this.here.name, 'sysctl', '-qw', 'net.ipv6.conf.br0.disable_ipv6=1']);
+    this.here.ip('link', 'set', 'veth0', 'master', 'br0');
+    this.here.ip('link', 'set', 'br0', 'up');
+  }
+
+  /** Frames that veth1's driver could not deliver to veth0. */
+  lost(): number {
+    const [link] = JSON.parse(this.there.ip('-j', '-s', 'link', 'show', 'veth1')) as [
+      { stats64: { tx: { dropped: number } } },
+    ];
+    return link.stats64.tx.dropped;
+  }
+
+  /** Starts a daemon in `here`. @param config its configuration besides the run directory */
+  async start(config: object = {}): Promise<void> {
+    const file = join(this.#dir, 'ptnet.yaml');
+    writeFileSync(file, JSON.stringify({ runDir: this.runDir, ...config }));
+    this.log = '';
+    const daemon = this.here.spawn(process.execPath, main, 'host', '--config', file, '--log-level', 'info');
+    this.daemon = daemon;
+    for (const stream of [daemon.stdout!, daemon.stderr!]) {
+      stream.setEncoding('utf8').on('data', (t: string) => (this.log += t));
+    }
+    while (!this.log.includes('runs in')) {
+      if (daemon.exitCode !== null) throw new Error(`the daemon ended: ${this.log}`);
+      await sleep(10);
+    }
+  }
+
+  /** Waits for a text in the daemon's log. */
+  async logs(text: string): Promise<void> {
+    for (let i = 0; !this.log.includes(text); i++) {
+      if (i > 1000) throw new Error(`the daemon never said "${text}": ${this.log}`);
+      await sleep(10);
+    }
+  }
+
+  async valeCtl(letter: 'a' | 'd' | 'h', name: string): Promise<void> {
+    const { connection } = await controlRequest(this.runDir, { op: 'vale-ctl', command: { letter, name } });
+    closeFd(connection);
+  }
+
+  async ports(): Promise<readonly PortStatus[]> {
+    const { domains } = await listDaemon(this.runDir);
+    return domains.flatMap((d) => d.ports);
+  }
+
+  async port(name: string): Promise<PortStatus> {
+    const found = (await this.ports()).find((p) => p.name === name);
+    if (found === undefined) throw new Error(`the daemon has no port ${name}`);
+    return found;
+  }
+
+  /** Ends the daemon by a signal. */
+  async end(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+    const { daemon } = this;
+    this.daemon = undefined;
+    if (daemon === undefined || daemon.exitCode !== null || daemon.signalCode !== null) return;
+    const ended = once(daemon, 'exit');
+    daemon.kill(signal);
+    await ended;
+  }
+
+  async close(): Promise<void> {
+    await this.end();
+    this.here.close();
+    this.there.close();
+    rmSync(this.#dir, { recursive: true, force: true });
+  }
+}
