@@ -67,7 +67,7 @@ export function struct<const F extends Record<string, FieldSpec>>(name: string, 
     if (o < end || o + width > size) throw new RangeError(`${name}.${key}: offset ${o} overlaps or leaves the struct`);
     end = o + width;
     ofs[key] = o;
-    // A function literal of its own for each width keeps these monomorphic and free (measured: shared/style.md).
+    // A function literal of its own for each width keeps these monomorphic and free (measured).
     switch (type) {
       case 'u8':
         get[key] = (m: Views, p: number) => m.u8[p + o]!;

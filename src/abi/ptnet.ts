@@ -1,6 +1,6 @@
 /**
  * The two PCI devices of netmap passthrough, ptnet and ptnetmap-memdev: identifiers, BARs, registers and commands
- * (header net/netmap_virt.h; behaviour: shared/abi.md 2).
+ * (header net/netmap_virt.h; behaviour: docs/abi.md 2).
  */
 
 export const PTNETMAP_PCI_VENDOR_ID = 0x1b36;

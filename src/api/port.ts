@@ -131,7 +131,7 @@ export class NetmapPort {
   txsync(): void {
     if (this.#gone !== undefined) this.#throwGone();
     const rings = this.#tx;
-    for (let i = 0; i < rings.length; i++) if (rings[i]!.sync()) this.#driver.kick(rings[i]!.dir, i);
+    for (let i = 0; i < rings.length; i++) if (this.#sync(rings[i]!)) this.#driver.kick(rings[i]!.dir, i);
   }
 
   /** NIOCRXSYNC: gives consumed slots back, takes new packets. All rx rings. Never waits. */
@@ -139,7 +139,7 @@ export class NetmapPort {
     if (this.#gone !== undefined) this.#throwGone();
     const rings = this.#rx;
     for (let i = 0; i < rings.length; i++) {
-      if (rings[i]!.sync()) this.#driver.kick(rings[i]!.dir, i);
+      if (this.#sync(rings[i]!)) this.#driver.kick(rings[i]!.dir, i);
       this.rxRings[i]!.stamp();
     }
   }
@@ -248,13 +248,13 @@ export class NetmapPort {
     for (let i = 0; i < this.#tx.length; i++) {
       const kring = this.#tx[i]!;
       if ((events & POLLOUT) === 0 && ((this.pollFlags & NR_NO_TX_POLL) !== 0 || !kring.pending)) continue;
-      if (kring.sync()) this.#driver.kick(kring.dir, i);
+      if (this.#sync(kring)) this.#driver.kick(kring.dir, i);
       if (kring.rcur !== kring.rtail) ready |= POLLOUT;
     }
     if ((events & POLLIN) === 0 && (this.pollFlags & NR_DO_RX_POLL) === 0) return ready & events;
     for (let i = 0; i < this.#rx.length; i++) {
       const kring = this.#rx[i]!;
-      if (kring.sync()) this.#driver.kick(kring.dir, i);
+      if (this.#sync(kring)) this.#driver.kick(kring.dir, i);
       this.rxRings[i]!.stamp();
       if (kring.rcur !== kring.rtail) ready |= POLLIN;
     }
@@ -302,6 +302,18 @@ export class NetmapPort {
       }),
     );
     for (const w of this.#watches) w.update(interest);
+  }
+
+  /** Syncs a ring. @throws SysError ENODEV if it is wrong because a daemon that is gone took it back (R19) */
+  #sync(kring: GuestKring): boolean {
+    try {
+      return kring.sync();
+    } catch (e) {
+      this.#pollSet.poll(0);
+      if ((this.#pollSet.revents(HANGUP) & (POLLHUP | POLLERR)) === 0) throw e;
+      this.#gone ??= 'it ended the connection';
+      return this.#throwGone();
+    }
   }
 
   #throwGone(): never {

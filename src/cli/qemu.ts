@@ -1,4 +1,4 @@
-/** QEMU: the arguments that give a machine its ports (shared/abi.md 4, 5), whether a QEMU can do it, and running one. */
+/** QEMU: the arguments that give a machine its ports (docs/abi.md 4, 5), whether a QEMU can do it, and running one. */
 import { execFile, spawn } from 'node:child_process';
 import { constants } from 'node:os';
 import { promisify } from 'node:util';

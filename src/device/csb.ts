@@ -1,6 +1,6 @@
 /**
  * Mapping a client's CSB pages into the arena. The pages lie in the client's own memory, known from DMA_MAP; they are
- * mapped on their own, so that they outlive the remaps of a booting guest (shared/abi.md 4.7). Rule R1.
+ * mapped on their own, so that they outlive the remaps of a booting guest (docs/abi.md 4.7). Rule R1.
  */
 import { statfsSync } from 'node:fs';
 import { CSB_PAGE_SIZE } from '../abi/index.ts';

@@ -1,5 +1,5 @@
 /**
- * ptnetmap-memdev: the PCI device through which a guest finds and maps a region (header net/netmap_virt.h, shared/abi.md 2).
+ * ptnetmap-memdev: the PCI device through which a guest finds and maps a region (header net/netmap_virt.h, docs/abi.md 2).
  * BAR0: read-only registers that describe the region's pools; BAR1: the region itself.
  */
 import {

@@ -1,6 +1,6 @@
 /**
  * What ptnet and ptnetmap-memdev have in common as PCI devices behind vfio-user: configuration space, region and
- * interrupt tables, and registers of 32 bits in BAR0 (shared/abi.md 2 and 4). Owner: the devices thread.
+ * interrupt tables, and registers of 32 bits in BAR0 (docs/abi.md 2 and 4). Owner: the devices thread.
  */
 import { PCI, PTNET_MSIX, PTNETMAP_MSIX_PCI_BAR, VFIO_PCI } from '../abi/index.ts';
 import { closeFd, errno } from '../os/index.ts';

@@ -1,5 +1,5 @@
 /**
- * ptnet: the PCI device that passes a port's rings through (header net/netmap_virt.h, shared/abi.md 2 and 3). Registers in
+ * ptnet: the PCI device that passes a port's rings through (header net/netmap_virt.h, docs/abi.md 2 and 3). Registers in
  * BAR0, an MSI-X vector per ring, the CSB protocol. One instance serves one registration, for one client at a time, and
  * outlives its clients. Owner: the devices thread; the rings themselves belong to the datapath, asked through
  * `RingControl`.
@@ -337,7 +337,7 @@ export class PtnetDevice extends PciDevice {
     this.#dma.unmap(unmap.iova, unmap.size);
   }
 
-  /** MSI-X: sets eventfds from `start` on; none given, or count 0, takes them away (shared/abi.md 4.9). */
+  /** MSI-X: sets eventfds from `start` on; none given, or count 0, takes them away (docs/abi.md 4.9). */
   override async setIrqs(request: SetIrqs): Promise<void> {
     const { index, start, fds } = request;
     const count = request.count === 0 ? this.#irqs.length - start : request.count;

@@ -3,7 +3,7 @@
  * (netmap.c), netmap_pt_guest_txsync/rxsync (netmap_kloop.c) and nm_sync_kloop_appl_write/read (net/netmap.h).
  *
  * head/cur of the netmap_ring are the application's; rhead/rcur/rtail are checked copies; hwcur/hwtail what the host
- * last said. Order (design.md R6): slots, then cur, then head; hwtail is read before hwcur.
+ * last said. Order (docs/rules.md R6): slots, then cur, then head; hwtail is read before hwcur.
  */
 import type { Views } from '../abi/index.ts';
 import { NR_DIR_TX, netmap_ring, nm_csb_atok, nm_csb_ktoa } from '../abi/index.ts';

@@ -24,7 +24,7 @@ export function processSpace(): ArenaSpace {
   return space;
 }
 
-/** The other side broke the contract of shared/abi.md. */
+/** The other side broke the contract of docs/abi.md. */
 export function hostError(text: string): SysError {
   return new SysError(`the host ${text}`, errno.EPROTO);
 }

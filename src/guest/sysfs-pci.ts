@@ -1,7 +1,7 @@
 /**
  * A PCI device through sysfs alone (Linux, root): for a virtual machine without an IOMMU, and for the memdev, which does no DMA and which
  * several processes may use. No interrupts: a driver looks every `pollMs`. The CSB lies in a huge page, whose physical address the device is
- * told; the device goes on using it when the process is killed, until another one starts or the machine is reset (shared/abi.md 5).
+ * told; the device goes on using it when the process is killed, until another one starts or the machine is reset (docs/abi.md 5).
  */
 import { closeSync, openSync, statSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';

@@ -1,6 +1,6 @@
 /**
  * A PCI device through VFIO (Linux, vfio-pci): the way of a driver in a virtual machine's user space. Needs an IOMMU, which for a
- * device of QEMU means a virtual one (shared/abi.md 5; `ptnet vm --iommu`). Interrupts are MSI-X; memory that the device
+ * device of QEMU means a virtual one (docs/abi.md 5; `ptnet vm --iommu`). Interrupts are MSI-X; memory that the device
  * reaches is what was mapped for it, and ends with the process.
  */
 import { readSync, writeSync } from 'node:fs';

@@ -1,5 +1,5 @@
 /**
- * A PCI device over a vfio-user connection, as a local process reaches it (shared/abi.md 4): registers are messages,
+ * A PCI device over a vfio-user connection, as a local process reaches it (docs/abi.md 4): registers are messages,
  * memory is descriptors that come and go with them, a kick is a write to an eventfd that the server gave.
  */
 import { CSB_PAGE_SIZE, PTNET_IO, PTNET_MAX_RINGS, PTNETMAP_IO_PCI_BAR, PTNETMAP_MEM_PCI_BAR } from '../abi/index.ts';

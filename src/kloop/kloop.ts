@@ -1,6 +1,6 @@
 /**
  * The loop of a datapath thread (netmap's sync-kloop): serves the rings of its domains while they move; when nothing
- * moved for a short adaptive while it arms, looks again, sleeps (shared/design.md 6).
+ * moved for a short adaptive while it arms, looks again, sleeps (docs/rules.md, wake-ups).
  *
  * `Kloop` knows no thread: `turn` and `execute` can be driven by a test; `run` is the whole life of a thread.
  * Owner of everything host-private in its arena's domains. Nothing here allocates once traffic flows.
@@ -27,9 +27,10 @@ const SHORT_SLEEP_US = 50;
 
 /**
  * While packets flow, a ring's user is interrupted when half of its ring is ready for it, and otherwise when nothing moves
- * any more or this many slots have moved since: so one wake-up serves many packets, and no packet waits long.
+ * any more or this many slots or µs have passed since: so one wake-up serves many packets, and no packet waits long.
  */
 const HOLD_SLOTS = 2048;
+const HOLD_US = 100;
 
 interface Domain {
   readonly address: number;
@@ -62,6 +63,7 @@ export class Kloop {
   /** Rings whose users are to be interrupted, held back; and the slots that moved since the first of them was. */
   readonly #held = new Set<number>();
   #heldSlots = 0;
+  #heldSince = 0;
   #holding = false;
   readonly #nics: NicQueues;
   #ended = false;
@@ -126,8 +128,9 @@ export class Kloop {
       const moved = this.#serve();
       this.#holding = false;
       if (this.#held.size > 0) {
+        if (this.#heldSlots === 0) this.#heldSince = nowUs();
         this.#heldSlots += moved;
-        if (moved === 0 || this.#heldSlots >= HOLD_SLOTS) this.#releaseHeld();
+        if (moved === 0 || this.#heldSlots >= HOLD_SLOTS || nowUs() - this.#heldSince >= HOLD_US) this.#releaseHeld();
       }
       if (moved > 0) {
         idleSince = 0;
@@ -300,6 +303,7 @@ export class Kloop {
 
   /** Interrupts whose interrupts were held back, if they still want that. */
   #releaseHeld(): void {
+    if (this.#held.size === 0) return;
     this.#heldSlots = 0;
     for (const k of this.#held) if (this.#wantsInterrupt(k)) this.#interrupt(k);
     this.#held.clear();

@@ -1,6 +1,6 @@
 /**
  * Arenas: one shared WebAssembly.Memory per datapath thread, into whose own address range everything that thread works
- * on is mapped (shared/design.md 4). What is not mapped is PROT_NONE: there, a plain load or store of the datapath
+ * on is mapped (docs/architecture.md, memory). What is not mapped is PROT_NONE: there, a plain load or store of the datapath
  * traps, and TypeScript would crash, so TypeScript touches only what it mapped (R2).
  *
  * `Arena` is the mapping half, usable on every thread; `ArenaSpace` hands out address ranges and lives where the

@@ -18,7 +18,7 @@ export interface InterfaceRecord {
 
 /**
  * Writes a netmap_if afresh. Host rings are announced (one each way, as netmap does) with ring_ofs 0: any other value
- * is taken as bound by applications (shared/abi.md 3.1).
+ * is taken as bound by applications (docs/abi.md 3.1).
  * @param region arena address of the region @param bytes size of the netmap_if object, all of which is written
  */
 export function writeNetmapIf(m: Views, region: number, bytes: number, record: InterfaceRecord): void {

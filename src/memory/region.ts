@@ -52,7 +52,7 @@ const ringBytes = (slots: number): number => Math.ceil((netmap_ring.size + slots
  * Lays out a region.
  *
  * A netmap_if object is made as large as a ring: ring_ofs of host rings has to be 0, so a guest that opens a host ring
- * writes a ring over its netmap_if (shared/abi.md 3.1), and that must not reach anything else.
+ * writes a ring over its netmap_if (docs/abi.md 3.1), and that must not reach anything else.
  */
 export function regionLayout(config: RegionConfig): RegionLayout {
   const { bufSize, slots, rings, interfaces, buffers } = config;

@@ -128,7 +128,7 @@ export function writeExtraBufs(m: Parameters<typeof writeNetmapIf>[0], r: Regist
   if (r.extra !== undefined) writeBufferList(m, r.regionAddr + r.bufPoolOfs, r.bufSize, ledgerOf(m, r.extra));
 }
 
-/** Writes the registration's netmap_if afresh: at CREATE, DELETE and RESET (shared/abi.md 3.1). */
+/** Writes the registration's netmap_if afresh: at CREATE, DELETE and RESET (docs/abi.md 3.1). */
 export function writeInterface(m: Parameters<typeof writeNetmapIf>[0], r: Registration): void {
   writeNetmapIf(m, r.regionAddr, r.nifpBytes, {
     name: r.name,

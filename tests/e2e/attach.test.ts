@@ -1,6 +1,6 @@
 /**
  * A stock QEMU attaches the devices of a running daemon: both realize, the guest sees their ids, BARs, MSI-X and registers;
- * firmware's remaps, a reboot and kill -9 are survived (shared/abi.md 2, 4).
+ * firmware's remaps, a reboot and kill -9 are survived (docs/abi.md 2, 4).
  */
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';

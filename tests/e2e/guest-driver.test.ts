@@ -1,5 +1,5 @@
 /**
- * The TypeScript driver in a virtual machine's user space (shared/abi.md 5): through VFIO behind a virtual IOMMU, with MSI-X,
+ * The TypeScript driver in a virtual machine's user space (docs/abi.md 5): through VFIO behind a virtual IOMMU, with MSI-X,
  * and through sysfs without one; against the host's pkt-gen and from machine to machine; killed in traffic.
  */
 import assert from 'node:assert/strict';

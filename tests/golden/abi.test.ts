@@ -1,5 +1,5 @@
 /**
- * The tables of src/abi against the numbers of the binary contract (shared/abi.md 1 and 2, compiled offsetof), typed in
+ * The tables of src/abi against the numbers of the binary contract (docs/abi.md 1 and 2, compiled offsetof), typed in
  * here a second time on purpose.
  */
 import assert from 'node:assert/strict';

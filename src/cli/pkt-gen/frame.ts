@@ -44,7 +44,7 @@ export const MAX_FRAME = 65535;
 
 const ETHER = 14;
 const TEXT = 'ptnet pkt-gen: netmap passthrough in TypeScript\n';
-/** Up to this length a loop over words is faster than TypedArray.set (shared/style.md: measured). */
+/** Up to this length a loop over words is faster than TypedArray.set (measured). */
 const SHORT_COPY = 256;
 
 /** What pkt-gen's loops send: bytes that are copied into buffers. */

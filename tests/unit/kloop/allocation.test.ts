@@ -39,8 +39,8 @@ test('a million packets, an interrupt for each batch, and the heap does not grow
   assert.ok(moved > 1_000_000, `${moved} packets`);
   assert.ok(eventfdRead(fd) > 30_000n, 'interrupts were asked for and written');
   assert.ok(domain.get.num_signals(rig.m, rig.domain) === 0);
-  // One byte for each packet would be a megabyte; what is allowed is the runtime's own and one bigint a batch.
-  assert.ok(grown < 500_000, `${grown} bytes for a million packets`);
+  // The smallest object for each packet would be 12 megabytes; what is allowed is the runtime's own and a bigint or two a batch.
+  assert.ok(grown < 2_000_000, `${grown} bytes for a million packets`);
   kloop.close();
   rig.close();
 });
