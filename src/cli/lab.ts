@@ -31,7 +31,9 @@ class Process {
 
   constructor(args: readonly string[], script = MAIN) {
     this.#what = `ptnet ${args.join(' ')}`;
-    this.child = spawn(process.execPath, [script, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    this.child = spawn(process.execPath, ['--no-memory-reducer', script, ...args], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
     this.child.stdout?.on('data', (text: Buffer) => (this.#stdout += text.toString()));
     this.child.stderr?.on('data', (text: Buffer) => (this.#stderr += text.toString()));
     this.exited = once(this.child, 'close').then(() => undefined);

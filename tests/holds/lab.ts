@@ -30,7 +30,8 @@ export class Process {
 
   constructor(args: readonly string[], env: NodeJS.ProcessEnv = {}) {
     this.#what = args.slice(0, 5).join(' ');
-    this.child = spawn(process.execPath, args, {
+    // The flag is ./ptnet's.
+    this.child = spawn(process.execPath, ['--no-memory-reducer', ...args], {
       stdio: ['pipe', 'pipe', 'pipe'],
       env: { ...process.env, NODE_OPTIONS: '', ...env },
     });

@@ -11,7 +11,7 @@ import { after, before, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { type Host, Lab, netSkip, type Result } from './lab.ts';
 
-const long = process.env['PTNET_LONG'] === '1';
+const long = process.env['PTNET_NET_LONG'] === '1';
 const peer = fileURLToPath(new URL('http-peer.js', import.meta.url));
 const skip = netSkip('iperf3', 'ping', 'tcpdump', 'tshark');
 /** How much iperf3 sends in each way. */

@@ -1,5 +1,4 @@
 /** `ptnet host`: runs a daemon until a signal or `ptnet stop` ends it. */
-import { setFlagsFromString } from 'node:v8';
 import type { Command } from 'commander';
 import { exitNow } from '../../os/index.ts';
 import { type CommonFlags, collect, command } from '../command.ts';
@@ -30,8 +29,6 @@ export function hostCommand(): Command {
       'how much is logged: silent, fatal, error, warn, info, debug or trace (default: info)',
     )
     .action(async (flags: HostCommandFlags) => {
-      // V8 would collect garbage some seconds after each busy time, twice and more: a daemon at rest is to be at rest.
-      setFlagsFromString('--no-memory-reducer');
       // Loaded here, because the other commands need none of it and start in a third of the time without it.
       const { defaultConfig, loadConfig, mergeFlags } = await import('../../host/config.ts');
       const { startDaemon } = await import('../../host/daemon.ts');

@@ -9,7 +9,7 @@ import { openPort, POLLIN, POLLOUT } from '../../src/api/index.ts';
 import { FrameCounter, writeFrame } from './nic-frames.ts';
 import { NicLab, nicSkip } from './nic-lab.ts';
 
-const long = process.env['PTNET_LONG'] === '1';
+const long = process.env['PTNET_NET_LONG'] === '1';
 const FRAMES = long ? 200_000 : 10_000;
 /** Frames sent per millisecond where none may be lost. */
 const PACE = 10;
