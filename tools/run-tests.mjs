@@ -27,7 +27,7 @@ const testFolders = [
   ['holds', 1],
   ['e2e', 1],
   ['net', 1],
-  // tests/nic is no part yet: ./test nic runs it by name (docs/nics.md).
+  // tests/stack and tests/nic are no parts yet: ./test stack, ./test nic (docs/interface.md, docs/nics.md).
 ];
 /** Longest a part may take before it is ended and counts as failed, minutes. */
 const partMinutes = { short: 12, long: 60 };

@@ -9,7 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { type Host, Lab, netSkip, type Result } from './lab.ts';
+import { type Host, Lab, netSkip, type Result } from '../net/lab.ts';
 
 const long = process.env['PTNET_NET_LONG'] === '1';
 const peer = fileURLToPath(new URL('http-peer.js', import.meta.url));
