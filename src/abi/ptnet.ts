@@ -104,18 +104,3 @@ export const PCI = {
   BAR_MEM_64: 4,
   BAR_MEM_PREFETCH: 8,
 } as const;
-
-/** VFIO's fixed indexes of a PCI device's regions and interrupts (header linux/vfio.h, enum VFIO_PCI_*). */
-export const VFIO_PCI = {
-  CONFIG_REGION: 7,
-  NUM_REGIONS: 9,
-  MSIX_IRQ: 2,
-  NUM_IRQS: 5,
-  DEVICE_FLAGS_RESET: 1,
-  DEVICE_FLAGS_PCI: 2,
-  REGION_READ: 1,
-  REGION_WRITE: 2,
-  REGION_MMAP: 4,
-  IRQ_EVENTFD: 1,
-  IRQ_NORESIZE: 8,
-} as const;

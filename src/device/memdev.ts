@@ -11,9 +11,13 @@ import {
   PTNETMAP_PCI_CLASS,
   PTNETMAP_PCI_DEVICE_ID,
   PTNETMAP_PCI_VENDOR_ID,
-  VFIO_PCI,
 } from '../abi/index.ts';
 import type { RegionLayout } from '../memory/index.ts';
+import {
+  VFIO_REGION_INFO_FLAG_MMAP,
+  VFIO_REGION_INFO_FLAG_READ,
+  VFIO_REGION_INFO_FLAG_WRITE,
+} from '../vfio-user/index.ts';
 import { PciDevice } from './pci-device.ts';
 
 /** What a memdev serves. */
@@ -42,12 +46,12 @@ export class MemdevDevice extends PciDevice {
       vectors: 0,
     });
     const { layout, memId, fd } = config;
-    const readWrite = VFIO_PCI.REGION_READ | VFIO_PCI.REGION_WRITE;
+    const readWrite = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
     this.regions = {
       [PTNETMAP_IO_PCI_BAR]: { size: PTNETMAP_MDEV_IO_SIZE, flags: readWrite },
       [PTNETMAP_MEM_PCI_BAR]: {
         size: layout.fileSize,
-        flags: readWrite | VFIO_PCI.REGION_MMAP,
+        flags: readWrite | VFIO_REGION_INFO_FLAG_MMAP,
         fd,
       },
     };

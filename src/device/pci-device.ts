@@ -2,10 +2,22 @@
  * What ptnet and ptnetmap-memdev have in common as PCI devices behind vfio-user: configuration space, region and
  * interrupt tables, and registers of 32 bits in BAR0 (docs/abi.md 2 and 4). Owner: the devices thread.
  */
-import { PCI, PTNET_MSIX, PTNETMAP_MSIX_PCI_BAR, VFIO_PCI } from '../abi/index.ts';
+import { PCI, PTNET_MSIX, PTNETMAP_MSIX_PCI_BAR } from '../abi/index.ts';
 import { closeFd, errno } from '../os/index.ts';
 import type { VfioUserDevice } from '../vfio-user/index.ts';
-import { VfioUserError } from '../vfio-user/index.ts';
+import {
+  VfioUserError,
+  VFIO_DEVICE_FLAGS_PCI,
+  VFIO_DEVICE_FLAGS_RESET,
+  VFIO_IRQ_INFO_EVENTFD,
+  VFIO_IRQ_INFO_NORESIZE,
+  VFIO_PCI_CONFIG_REGION_INDEX,
+  VFIO_PCI_MSIX_IRQ_INDEX,
+  VFIO_PCI_NUM_IRQS,
+  VFIO_PCI_NUM_REGIONS,
+  VFIO_REGION_INFO_FLAG_READ,
+  VFIO_REGION_INFO_FLAG_WRITE,
+} from '../vfio-user/index.ts';
 
 /** One region (BAR) as GET_REGION_INFO gives it. */
 export interface PciRegion {
@@ -29,12 +41,12 @@ type DmaMap = Parameters<VfioUserDevice['dmaMap']>[0];
 type DmaUnmap = Parameters<VfioUserDevice['dmaUnmap']>[0];
 type SetIrqs = Parameters<VfioUserDevice['setIrqs']>[0];
 
-const READ_WRITE = VFIO_PCI.REGION_READ | VFIO_PCI.REGION_WRITE;
+const READ_WRITE = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
 
 export abstract class PciDevice implements VfioUserDevice {
-  readonly numRegions = VFIO_PCI.NUM_REGIONS;
-  readonly numIrqs = VFIO_PCI.NUM_IRQS;
-  readonly deviceFlags = VFIO_PCI.DEVICE_FLAGS_PCI | VFIO_PCI.DEVICE_FLAGS_RESET;
+  readonly numRegions = VFIO_PCI_NUM_REGIONS;
+  readonly numIrqs = VFIO_PCI_NUM_IRQS;
+  readonly deviceFlags = VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET;
   protected readonly config: DataView;
   readonly #vectors: number;
   readonly #identity: PciIdentity;
@@ -72,13 +84,13 @@ export abstract class PciDevice implements VfioUserDevice {
   protected abstract readonly regions: Readonly<Record<number, PciRegion>>;
 
   regionInfo(index: number): { size: number; flags: number; fd?: number } {
-    if (index === VFIO_PCI.CONFIG_REGION) return { size: PCI.CONFIG_SIZE, flags: READ_WRITE };
+    if (index === VFIO_PCI_CONFIG_REGION_INDEX) return { size: PCI.CONFIG_SIZE, flags: READ_WRITE };
     return this.regions[index] ?? { size: 0, flags: 0 };
   }
 
   irqInfo(index: number): { flags: number; count: number } {
-    if (index === VFIO_PCI.MSIX_IRQ) {
-      return { flags: VFIO_PCI.IRQ_EVENTFD | VFIO_PCI.IRQ_NORESIZE, count: this.#vectors };
+    if (index === VFIO_PCI_MSIX_IRQ_INDEX) {
+      return { flags: VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE, count: this.#vectors };
     }
     // QEMU asks for ERR (3) and takes EINVAL in silence; it does not ask for the others.
     throw new VfioUserError(errno.EINVAL, `interrupt index ${index} does not exist on this device`);
@@ -93,7 +105,7 @@ export abstract class PciDevice implements VfioUserDevice {
         `read of ${count} bytes at ${offset} leaves region ${index} (${size} bytes)`,
       );
     }
-    if (index === VFIO_PCI.CONFIG_REGION) return new Uint8Array(this.config.buffer, offset, count).slice();
+    if (index === VFIO_PCI_CONFIG_REGION_INDEX) return new Uint8Array(this.config.buffer, offset, count).slice();
     if (index !== 0) return this.readMemory(index, offset, count);
     const out = new Uint8Array(count);
     for (let i = 0; i < count; i++) {
@@ -110,7 +122,7 @@ export abstract class PciDevice implements VfioUserDevice {
       const what = `write of ${data.length} bytes at ${offset}`;
       throw new VfioUserError(errno.EINVAL, `${what} leaves region ${index} (${size} bytes)`);
     }
-    if (index === VFIO_PCI.CONFIG_REGION) return this.#writeConfig(offset, data);
+    if (index === VFIO_PCI_CONFIG_REGION_INDEX) return this.#writeConfig(offset, data);
     if (index !== 0) return this.writeMemory(index, offset, data);
     // Registers are 32 bits wide and the drivers write them whole; anything else has no meaning on this device.
     if (data.length !== 4 || offset % 4 !== 0) return;

@@ -21,14 +21,19 @@ import {
   CSB_PAGE_SIZE,
   nm_csb_atok,
   nm_csb_ktoa,
-  VFIO_PCI,
   VNET_HDR_LENS,
 } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
 import { closeFd, errno, errnoName, eventfd, eventfdSignal, isEventfd, setNonblocking } from '../os/index.ts';
 import type { Registration } from '../ports/index.ts';
 import { allRings, writeInterface } from '../ports/index.ts';
-import { DmaTable, VfioUserError } from '../vfio-user/index.ts';
+import {
+  DmaTable,
+  VfioUserError,
+  VFIO_PCI_MSIX_IRQ_INDEX,
+  VFIO_REGION_INFO_FLAG_READ,
+  VFIO_REGION_INFO_FLAG_WRITE,
+} from '../vfio-user/index.ts';
 import { CsbError, mapCsbPage } from './csb.ts';
 import { PciDevice } from './pci-device.ts';
 import type { RegionNeighbour } from './rebuild.ts';
@@ -107,7 +112,7 @@ export class PtnetDevice extends PciDevice {
       bars: { [PTNETMAP_IO_PCI_BAR]: PCI.BAR_IO, [PTNETMAP_MSIX_PCI_BAR]: 0 },
       vectors,
     });
-    const readWrite = VFIO_PCI.REGION_READ | VFIO_PCI.REGION_WRITE;
+    const readWrite = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
     this.regions = {
       [PTNETMAP_IO_PCI_BAR]: { size: PTNET_IO_SIZE, flags: readWrite },
       [PTNETMAP_MSIX_PCI_BAR]: { size: PTNET_MSIX.SIZE, flags: readWrite },
@@ -342,7 +347,7 @@ export class PtnetDevice extends PciDevice {
     const { index, start, fds } = request;
     const count = request.count === 0 ? this.#irqs.length - start : request.count;
     try {
-      if (index !== VFIO_PCI.MSIX_IRQ || start < 0 || count < 0 || start + count > this.#irqs.length) {
+      if (index !== VFIO_PCI_MSIX_IRQ_INDEX || start < 0 || count < 0 || start + count > this.#irqs.length) {
         throw new VfioUserError(
           errno.EINVAL,
           `interrupts ${start} + ${count} of index ${index}: this device has ${this.#irqs.length} MSI-X vectors`,

@@ -4,8 +4,9 @@
  * reaches is what was mapped for it, and ends with the process.
  */
 import { readSync, writeSync } from 'node:fs';
-import { CSB_PAGE_SIZE, PTNET_IO, PTNETMAP_IO_PCI_BAR, PTNETMAP_MEM_PCI_BAR, VFIO_PCI } from '../abi/index.ts';
+import { CSB_PAGE_SIZE, PTNET_IO, PTNETMAP_IO_PCI_BAR, PTNETMAP_MEM_PCI_BAR } from '../abi/index.ts';
 import { closeFd, errno, mapShared, memfd, SysError, unmapShared, VfioDevice, type VfioRegion } from '../os/index.ts';
+import { VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX } from '../vfio-user/index.ts';
 import type { DmaMemory, PciDevice, PciMemory } from './pci.ts';
 
 /** Where the driver's memory appears to the device. Below the addresses that x86 keeps for interrupts (0xfee00000). */
@@ -30,7 +31,7 @@ export class VfioPci implements PciDevice {
     this.gone = new Promise((resolve) => (this.#end = resolve));
     this.#device = new VfioDevice(address, group);
     try {
-      this.#config = this.#device.region(VFIO_PCI.CONFIG_REGION);
+      this.#config = this.#device.region(VFIO_PCI_CONFIG_REGION_INDEX);
       this.#registers = this.#device.region(PTNETMAP_IO_PCI_BAR);
     } catch (e) {
       this.#device.close();
@@ -85,15 +86,15 @@ export class VfioPci implements PciDevice {
   }
 
   async msixCount(): Promise<number> {
-    return this.#device.irqCount(VFIO_PCI.MSIX_IRQ);
+    return this.#device.irqCount(VFIO_PCI_MSIX_IRQ_INDEX);
   }
 
   async msixEnable(fds: readonly number[]): Promise<void> {
-    this.#device.setIrqs(VFIO_PCI.MSIX_IRQ, fds);
+    this.#device.setIrqs(VFIO_PCI_MSIX_IRQ_INDEX, fds);
   }
 
   async msixDisable(): Promise<void> {
-    this.#device.setIrqs(VFIO_PCI.MSIX_IRQ, []);
+    this.#device.setIrqs(VFIO_PCI_MSIX_IRQ_INDEX, []);
   }
 
   kick(ring: number): void {

@@ -88,9 +88,11 @@ export const VFIO_IRQ_SET_ACTION_UNMASK = 0x10;
 export const VFIO_IRQ_SET_ACTION_TRIGGER = 0x20;
 export const VFIO_USER_IO_FD_TYPE_IOEVENTFD = 0;
 
-/** Region and interrupt indexes of PCI devices (linux/vfio.h). */
+/** Region and interrupt indexes of PCI devices, and how many there are (linux/vfio.h). */
 export const VFIO_PCI_CONFIG_REGION_INDEX = 7;
+export const VFIO_PCI_NUM_REGIONS = 9;
 export const VFIO_PCI_MSIX_IRQ_INDEX = 2;
+export const VFIO_PCI_NUM_IRQS = 5;
 
 export const vfio_user_header = struct('vfio_user_header', 16, {
   msg_id: [0, 'u16'],
