@@ -308,7 +308,10 @@ export class Daemon {
             this.#opened.delete(opened);
             this.log.info(`${name}: closed`);
           },
-          (e: unknown) => this.log.error({ err: e }, `${name}: could not be closed`),
+          (e: unknown) => {
+            // Both may close it if the daemon ends meanwhile; it is closed then.
+            if (!this.#ending) this.log.error({ err: e }, `${name}: could not be closed`);
+          },
         );
       },
     };

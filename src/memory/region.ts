@@ -90,19 +90,32 @@ class ObjectPool {
   readonly #region: string;
   readonly #what: string;
   #free: number[];
+  /** 1 for each object that somebody has. */
+  readonly #out: Uint8Array;
 
   constructor(region: string, what: string, first: number, end: number) {
     this.#region = region;
     this.#what = what;
+    this.#out = new Uint8Array(end);
     this.#free = Array.from({ length: Math.max(0, end - first) }, (_, i) => end - 1 - i);
   }
 
   take(n: number): number[] {
     if (n > this.#free.length) throw new RegionFullError(this.#region, this.#what, n, this.#free.length);
-    return this.#free.splice(this.#free.length - n, n).toReversed();
+    const objects = this.#free.splice(this.#free.length - n, n).toReversed();
+    for (const i of objects) this.#out[i] = 1;
+    return objects;
   }
 
+  /** @throws RangeError if one is not out: given back twice it would have two users later. Then none is taken back. */
   give(objects: readonly number[]): void {
+    for (const [at, i] of objects.entries()) {
+      if (this.#out[i] !== 1) {
+        for (const taken of objects.slice(0, at)) this.#out[taken] = 1;
+        throw new RangeError(`region "${this.#region}": ${this.#what} ${i} is not out`);
+      }
+      this.#out[i] = 0;
+    }
     this.#free = [...this.#free, ...objects].sort((a, b) => b - a);
   }
 

@@ -135,6 +135,19 @@ describe('Region', () => {
     region.close();
   });
 
+  it('what is not out cannot be given back, nor twice: one object would have two users', () => {
+    const region = new Region(config, 1);
+    const [a, b] = region.takeBuffers(2) as [number, number];
+    for (const wrong of [[a, b, a], [b, b + 1], [0], [-1], [config.buffers + 100]]) {
+      assert.throws(() => region.giveBuffers(wrong), /region "r": buffers -?\d+ is not out/);
+      assert.equal(region.free.buffers, config.buffers - 2, 'none is taken back');
+    }
+    region.giveBuffers([b, a]);
+    assert.throws(() => region.giveBuffers([a]), RangeError);
+    assert.equal(region.free.buffers, config.buffers);
+    region.close();
+  });
+
   it('rings and interfaces are byte offsets in their pools, and come back', () => {
     const region = new Region(config, 9);
     const { ringPool, ifPool } = region.layout;
