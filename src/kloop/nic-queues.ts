@@ -220,8 +220,7 @@ export class NicQueues {
   }
 
   #count(queue: Queue, xsk: Xsk): void {
-    const { rxDropped, rxRingFull } = xsk.statistics();
-    const dropped = rxDropped + rxRingFull;
+    const dropped = xsk.dropped();
     if (dropped === queue.dropped) return;
     const { hosted, txKring, rxKring } = queue.config;
     const k = hosted ? txKring : rxKring;

@@ -96,9 +96,20 @@ export function addressOf(view: ArrayBufferView): number {
   return Number(koffi.address(view));
 }
 
-/** A buffer outside the JavaScript heap, zeroed, whose address is stable: for structures handed to the kernel. */
+/** The buffers that `scratch` made last. */
+const recent: ArrayBuffer[] = [];
+let made = 0;
+/** How many of them are kept: more than one function makes and uses. */
+const KEPT = 32;
+
+/**
+ * A buffer outside the JavaScript heap, zeroed, whose address is stable: for structures handed to the kernel. It is freed
+ * when nothing refers to it any more, and not before 32 more were made: in compiled code a variable that is not read
+ * again refers to nothing, though its address is just being handed to the kernel, which would write to freed memory.
+ */
 export function scratch(bytes: number): { view: DataView; u8: Uint8Array; address: number } {
   const buffer = new ArrayBuffer(bytes);
+  recent[made++ % KEPT] = buffer;
   const u8 = new Uint8Array(buffer);
   return { view: new DataView(buffer), u8, address: addressOf(u8) };
 }

@@ -33,13 +33,11 @@ export function hostCommand(): Command {
       const { defaultConfig, loadConfig, mergeFlags } = await import('../../host/config.ts');
       const { startDaemon } = await import('../../host/daemon.ts');
       const base = flags.config === undefined ? defaultConfig() : loadConfig(flags.config);
-      const { started: daemon, signal: early } = await heedingSignals(startDaemon(mergeFlags(base, flags), VERSION));
-      if (early !== undefined) void daemon.stop(early);
-      for (const signal of ['SIGTERM', 'SIGHUP'] as const) process.on(signal, () => void daemon.stop(signal));
+      const { started: daemon, onSignal } = await heedingSignals(startDaemon(mergeFlags(base, flags), VERSION));
       let warned = false;
-      process.on('SIGINT', () => {
-        const vms = daemon.attachedVms();
-        if (warned || vms.length === 0) return void daemon.stop('SIGINT');
+      onSignal((signal) => {
+        const vms = signal === 'SIGINT' && !warned ? daemon.attachedVms() : [];
+        if (vms.length === 0) return void daemon.stop(signal);
         warned = true;
         daemon.log.warn(
           `not stopped: these VMs run and would lose their ports for good (QEMU may even abort): ${vms.join(', ')}; ` +
@@ -57,22 +55,33 @@ export function hostCommand(): Command {
     });
 }
 
-/** Waits for the daemon to run. A signal until then is given back; if it then takes too long, it ends the process (R20). */
-async function heedingSignals<T>(starting: Promise<T>): Promise<{ started: T; signal: string | undefined }> {
-  let signal: string | undefined;
+/**
+ * Waits for the daemon to run. A signal until then is for the action that is given to `onSignal`; if it then takes too
+ * long, it ends the process (R20). The handlers stay the same: a signal that comes while they change would be lost.
+ */
+async function heedingSignals<T>(
+  starting: Promise<T>,
+): Promise<{ started: T; onSignal: (action: (signal: string) => void) => void }> {
+  let early: string | undefined;
   let late: NodeJS.Timeout | undefined;
-  const heed = (name: string): void => {
-    signal ??= name;
+  let act = (signal: string): void => {
+    early ??= signal;
     late ??= setTimeout(() => {
-      process.stderr.write(`ptnet: ${name} while the daemon was starting, which took too long\n`);
+      process.stderr.write(`ptnet: ${signal} while the daemon was starting, which took too long\n`);
       exitNow(1);
     }, START_MS);
   };
-  for (const name of SIGNALS) process.on(name, heed);
+  for (const name of SIGNALS) process.on(name, (signal) => act(signal));
   try {
-    return { started: await starting, signal };
+    const started = await starting;
+    return {
+      started,
+      onSignal: (action) => {
+        act = action;
+        if (early !== undefined) action(early);
+      },
+    };
   } finally {
     clearTimeout(late);
-    for (const name of SIGNALS) process.off(name, heed);
   }
 }
