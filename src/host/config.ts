@@ -49,6 +49,12 @@ export interface RegionDefaults {
   readonly bufSize?: number;
 }
 
+/** What may be done with the host's interfaces (docs/nics.md). */
+export interface InterfaceAccess {
+  /** Interfaces that ports may take though the host's default route goes through them. */
+  readonly mayCutOff: readonly string[];
+}
+
 /** What one user may do. */
 export interface UserAccess {
   /** Globs of port names: `*` is any run of characters, `?` any one. */
@@ -70,6 +76,7 @@ export interface DaemonConfig {
   readonly vms: Readonly<Record<string, VmConfig>>;
   /** Sizes of the regions of @IDs; what is left out is computed (docs/memory.md). */
   readonly regions: Readonly<Record<string, RegionDefaults>>;
+  readonly interfaces: InterfaceAccess;
   /** By uid. Users not listed may open nothing, but see `accessOf`. */
   readonly users: ReadonlyMap<number, UserAccess>;
 }
@@ -86,12 +93,14 @@ export interface HostFlags {
 const MAX_THREADS = 16;
 const GiB = 2 ** 30;
 const REGION_ID = /^[A-Za-z0-9_-]+$/;
+const IFACE = /^[^\s/:]{1,15}$/;
 const VM_NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$/;
 
 const what = {
   port: 'a port name (docs/names.md), e.g. vale0:fw or netmap:x{1@lab',
   region: 'the ID of a region, without "@": letters, digits, "_" and "-", e.g. lab',
   vm: 'a VM name: letters, digits, "_", "." and "-", at most 32, e.g. fw',
+  iface: 'the name of an interface of the host, at most 15 characters, e.g. eth1',
   size: 'a size: bytes, or a number with K, M or G (powers of 1024), e.g. 64M',
 };
 
@@ -172,6 +181,14 @@ const vm = mapping({
   vnetHdr: flag.optional(),
 });
 
+const interfaces = mapping({
+  mayCutOff: z
+    .array(z.string({ error: what.iface }).regex(IFACE, { error: what.iface }), {
+      error: 'a list of interfaces, e.g. [eth1]',
+    })
+    .default([]),
+});
+
 const user = mapping({
   ports: z.array(z.string({ error: 'a glob of port names, e.g. "vale0:*"' }), {
     error: 'a list of globs of port names, e.g. ["vale0:*"]',
@@ -200,6 +217,7 @@ const document = mapping({
   regions: orEmpty(
     z.record(z.string().regex(REGION_ID, { error: what.region }), region, { error: 'a mapping from regions to sizes' }),
   ),
+  interfaces: orEmpty(interfaces),
   users: orEmpty(z.record(z.string(), user, { error: 'a mapping from users to what they may open' })).transform(
     (users, ctx) => {
       const byUid = new Map<number, UserAccess>();

@@ -110,6 +110,7 @@ export class Daemon {
       this.#threads,
       (id) => regionSizes(config, id),
       (level, message) => this.log[level](message),
+      (iface) => config.interfaces.mayCutOff.includes(iface.replace(/\^$/, '')),
     );
     for (const [name, vm] of Object.entries(config.vms)) await this.#addVm(name, vm);
     this.#control = new ControlServer(this.#runDir.controlSocket, (request, peer) => this.#request(request, peer), {

@@ -7,7 +7,8 @@ import { nicRingBytes } from '../kloop/index.ts';
 import { interfaceFlags, PAGE_SIZE, XSK_RINGS, type XskRingName } from '../os/index.ts';
 import type { PortRecord } from '../ports/index.ts';
 import { allRings } from '../ports/index.ts';
-import type { Nic, NicUse } from './nics.ts';
+import type { NicUse } from './nic-watch.ts';
+import type { Nic } from './nics.ts';
 import type { Datapath } from './threads.ts';
 
 export interface NicPort extends NicUse {

@@ -8,8 +8,9 @@
 import { writeFileSync } from 'node:fs';
 import { NR_REG_ALL_NIC, NR_REG_NIC_SW, NR_REG_SW } from '../abi/index.ts';
 import type { NicLink } from '../kloop/index.ts';
-import type { LinkChange, XdpMode } from '../os/index.ts';
+import type { XdpMode } from '../os/index.ts';
 import {
+  carriesDefaultRoute,
   closeFd,
   errno,
   IFF_UP,
@@ -25,7 +26,6 @@ import {
   redirectAll,
   setInterfaceFlags,
   SysError,
-  watchLinks,
   XDP_CHUNK_MAX,
   XDP_CHUNK_MIN,
   XDP_PACKET_HEADROOM,
@@ -61,6 +61,8 @@ export interface NicNeeds {
   readonly bufSize: number;
   /** Whether frames may have a VirtIO network header. */
   readonly vnetHdr: boolean;
+  /** Whether the host's own frames may be taken away, though its default route needs them. */
+  readonly mayCutOff: boolean;
 }
 
 /** The header of TAP interfaces, as long as modern VirtIO has it. */
@@ -129,9 +131,23 @@ const ending = (undo: readonly (() => void)[]) => (): void => {
   for (const action of undo.toReversed()) action();
 };
 
+/** @throws SysError EPERM: without this interface's frames the host would be cut off, and nobody said that it may be */
+function checkDefaultRoute(iface: string, ifindex: number, { mayCutOff }: NicNeeds): void {
+  if (mayCutOff) return;
+  const route = carriesDefaultRoute(ifindex);
+  if (route === undefined) return;
+  const through = route === iface ? '' : ` (by way of ${route})`;
+  const why = `the host's default route goes through it${through}, and the host would be cut off`;
+  throw new SysError(
+    `interface ${iface}: ${why}; if it may be, list it under interfaces.mayCutOff in the configuration`,
+    errno.EPERM,
+  );
+}
+
 /** An interface whose frames are those of a wire. */
 function openCard(iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
   const ifindex = interfaceIndex(iface);
+  checkDefaultRoute(iface, ifindex, needs);
   const queues = nicRings(iface);
   const mtu = interfaceMtu(iface);
   const promiscuity = promiscuous(ifindex);
@@ -224,8 +240,10 @@ function piecesOf(mtu: number, bufSize: number, vnetHdrLen: number): number {
  * The host's stack at an interface: what it sends there goes to a TAP interface of ours instead, and what we write into
  * that one is received at the interface (two tc programs, held by links).
  */
-function openHost(name: string, iface: string, { bufSize, vnetHdr }: NicNeeds, undo: (() => void)[]): Nic {
+function openHost(name: string, iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
+  const { bufSize, vnetHdr } = needs;
   const ifindex = interfaceIndex(iface);
+  checkDefaultRoute(iface, ifindex, needs);
   const helper = `ptnh${ifindex}`;
   const vnetHdrLen = vnetHdr ? VNET_HDR_LEN : 0;
   const tap = openTap(helper, 1, vnetHdrLen, { txcsum: vnetHdr, tso: vnetHdr });
@@ -269,76 +287,4 @@ export function hostRingsName(name: PortName): PortName {
   }
   if (name.mode !== NR_REG_SW) return name;
   return { ...name, name: `${name.name}^`, port: `${name.port}^`, mode: NR_REG_ALL_NIC };
-}
-
-/** A port's connection to its interface. */
-export interface NicUse {
-  readonly nic: Nic;
-  /** What was last heard of it. */
-  readonly state: { running: boolean; mtu: number; gone: boolean };
-  /** Lets go of the interface; what the port sends is dropped from then on. The port itself stays. */
-  gone(): Promise<void>;
-}
-
-/** What is told of interfaces that are ports. */
-export interface NicEvents {
-  log(level: 'info' | 'warn', message: string): void;
-  /** The interface is gone; its port has let go of it. */
-  gone(use: NicUse): void;
-}
-
-/** Follows the interfaces that are ports. Watches only while there are some. */
-export class NicWatch {
-  readonly #events: NicEvents;
-  readonly #uses = new Set<NicUse>();
-  #watching: { close(): void } | undefined;
-
-  constructor(events: NicEvents) {
-    this.#events = events;
-  }
-
-  add(use: NicUse): void {
-    const { nic } = use;
-    this.#uses.add(use);
-    this.#watching ??= watchLinks((change) => this.#changed(change));
-    const how = {
-      native: 'AF_XDP, native',
-      generic: 'AF_XDP, generic',
-      packet: 'packet socket',
-      tap: 'TAP',
-      host: 'tc',
-    };
-    const why = nic.because === undefined ? '' : ` (${nic.because})`;
-    this.#events.log('info', `interface ${nic.name}: ${how[nic.mode]}, ${nic.links.length} queues${why}`);
-  }
-
-  remove(use: NicUse): void {
-    this.#uses.delete(use);
-    if (this.#uses.size === 0) this.close();
-  }
-
-  close(): void {
-    this.#watching?.close();
-    this.#watching = undefined;
-  }
-
-  #changed({ ifindex, gone, running, mtu }: LinkChange): void {
-    for (const use of this.#uses) {
-      const { nic, state } = use;
-      if (nic.ifindex !== ifindex) continue;
-      if (gone) {
-        this.#uses.delete(use);
-        state.gone = true;
-        state.running = false;
-        this.#events.log('warn', `interface ${nic.name} is gone: what its port sends is dropped from now on`);
-        this.#events.gone(use);
-        continue;
-      }
-      if (state.running !== running) this.#events.log('info', `interface ${nic.name}: link ${running ? 'up' : 'down'}`);
-      state.running = running;
-      if (mtu === 0 || mtu === state.mtu) continue;
-      state.mtu = mtu;
-      this.#events.log('info', `interface ${nic.name}: MTU ${mtu}`);
-    }
-  }
 }

@@ -18,7 +18,8 @@ import { allRings, createPipe, createPort, releasePorts, swapped } from '../port
 import type { Domain, DomainKind, Domains } from './domains.ts';
 import type { NicPort } from './nic-queues.ts';
 import { connectNic } from './nic-queues.ts';
-import { type NicWatch, openNic } from './nics.ts';
+import type { NicWatch } from './nic-watch.ts';
+import { openNic } from './nics.ts';
 import type { Open } from './opens.ts';
 import type { PortOwner, Regions, SharedRegion } from './regions.ts';
 
@@ -62,17 +63,26 @@ export class PortTable {
   readonly #ports = new Map<string, Port>();
   readonly #orphaned: (monitor: Port) => Promise<void>;
   readonly #watch: NicWatch;
+  readonly #mayCutOff: (iface: string) => boolean;
   #monitorsMade = 0;
 
   /**
    * @param orphaned a monitor's port is gone: it will not see anything any more
    * @param watch follows the interfaces that are ports
+   * @param mayCutOff whether an interface of the host's default route may be taken
    */
-  constructor(domains: Domains, regions: Regions, orphaned: (monitor: Port) => Promise<void>, watch: NicWatch) {
+  constructor(
+    domains: Domains,
+    regions: Regions,
+    orphaned: (monitor: Port) => Promise<void>,
+    watch: NicWatch,
+    mayCutOff: (iface: string) => boolean,
+  ) {
     this.#domains = domains;
     this.#regions = regions;
     this.#orphaned = orphaned;
     this.#watch = watch;
+    this.#mayCutOff = mayCutOff;
   }
 
   get all(): Iterable<Port> {
@@ -108,16 +118,19 @@ export class PortTable {
     }
   }
 
-  /** Makes the port of an interface in a switch, where the datapath is its user. @throws as `create` */
+  /**
+   * Makes the port of an interface in a switch, where the datapath is its user.
+   * @param withHost the host's stack goes to the switch too, so that it is not cut off @throws as `create`
+   */
   createHosted(
     iface: string,
-    name: string,
     bridge: string,
+    withHost: boolean,
     config: PortConfig,
     region: SharedRegion,
     owner: PortOwner,
   ): Promise<Port> {
-    return this.#createNic(iface, name, bridge, config, region, owner);
+    return this.#createNic(iface, `${bridge}:${iface}`, bridge, config, region, owner, withHost);
   }
 
   async #createNic(
@@ -127,9 +140,11 @@ export class PortTable {
     config: PortConfig,
     region: SharedRegion,
     owner: PortOwner,
+    withHost = false,
   ): Promise<Port> {
     const hosted = domainName !== name;
-    const nic = openNic(iface, { bufSize: region.region.layout.bufPool.objsz, vnetHdr: hosted });
+    const bufSize = region.region.layout.bufPool.objsz;
+    const nic = openNic(iface, { bufSize, vnetHdr: hosted, mayCutOff: withHost || this.#mayCutOff(iface) });
     let port: Port | undefined;
     try {
       const domain = await this.#domains.get(domainName, hosted ? 'vale' : 'nic');

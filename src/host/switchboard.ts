@@ -20,7 +20,8 @@ import { Domains } from './domains.ts';
 import { freeRings } from './free-rings.ts';
 import type { Open } from './opens.ts';
 import { ownerText } from './opens.ts';
-import { hostRingsName, type NicEvents, NicWatch, nicRings } from './nics.ts';
+import { type NicEvents, NicWatch } from './nic-watch.ts';
+import { hostRingsName, nicRings } from './nics.ts';
 import type { Port } from './port-table.ts';
 import { isMonitor, isZeroCopyMonitor, monitorConfig, PortTable } from './port-table.ts';
 import type { PortOwner, RegionSizes, SharedRegion } from './regions.ts';
@@ -79,14 +80,22 @@ export class Switchboard {
   #last: Promise<unknown> = Promise.resolve();
   #nextDevice = 1;
 
-  /** @param sizesOf sizes of the region of an @ID @param log what becomes of interfaces that are ports */
-  constructor(threads: Threads, sizesOf: (id: string) => RegionSizes, log: NicEvents['log']) {
+  /**
+   * @param sizesOf sizes of the region of an @ID @param log what becomes of interfaces that are ports
+   * @param mayCutOff whether an interface of the host's default route may be taken
+   */
+  constructor(
+    threads: Threads,
+    sizesOf: (id: string) => RegionSizes,
+    log: NicEvents['log'],
+    mayCutOff: (iface: string) => boolean,
+  ) {
     this.#threads = threads;
     this.#domains = new Domains(threads);
     this.#regions = new Regions(sizesOf);
     this.#nics = new NicWatch({ log, gone: (nic) => void this.#exclusive(() => nic.gone()) });
     const orphaned = (monitor: Port): Promise<void> => this.#orphaned(monitor);
-    this.#ports = new PortTable(this.#domains, this.#regions, orphaned, this.#nics);
+    this.#ports = new PortTable(this.#domains, this.#regions, orphaned, this.#nics, mayCutOff);
     this.#valeCtl = new ValeCtl(this.#domains, this.#regions, this.#ports);
   }
 

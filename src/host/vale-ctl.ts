@@ -96,7 +96,7 @@ export class ValeCtl {
       const needs = portNeeds(config);
       const region = this.#regions.create(iface, { interfaces: 1, ...needs, bufSize }, owner);
       try {
-        return await this.#ports.createHosted(iface, `${name.bridge}:${iface}`, name.bridge, config, region, owner);
+        return await this.#ports.createHosted(iface, name.bridge, host, config, region, owner);
       } catch (e) {
         this.#regions.closeUnused();
         throw e;

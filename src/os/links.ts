@@ -6,11 +6,10 @@ import { errno, SysError } from './errno.ts';
 import { closeFd, watch } from './events.ts';
 import { check, lastErrno, libc, scratch } from './libc.ts';
 import { fillName } from './netif.ts';
+import { NETLINK_BYTES, netlinkAttributes, netlinkMessages, netlinkReceive, netlinkSocket } from './netlink.ts';
 
 const AF_INET = 2;
-const AF_NETLINK = 16;
 const SOCK_DGRAM = 2;
-const SOCK_RAW = 3;
 const SOCK_CLOEXEC = 0x80000;
 const SOCK_NONBLOCK = 0x800;
 const SIOCETHTOOL = 0x8946;
@@ -25,6 +24,8 @@ const ETH_FLAG_LRO = 1 << 15;
 const RTMGRP_LINK = 1;
 const RTM_NEWLINK = 16;
 const RTM_DELLINK = 17;
+/** Bytes of struct ifinfomsg: index at 4, flags at 8. */
+const IFINFOMSG = 16;
 const IFLA_MTU = 4;
 const IFF_UP = 1;
 const IFF_RUNNING = 0x40;
@@ -105,22 +106,11 @@ export interface LinkChange {
 
 /** Tells of changes of interfaces. Close what is returned to end that. */
 export function watchLinks(onChange: (change: LinkChange) => void): { close(): void } {
-  const fd = check(libc.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), 'socket(AF_NETLINK)');
-  const buffer = scratch(65536);
-  const sockaddr = scratch(12);
-  sockaddr.view.setUint16(0, AF_NETLINK, true);
-  sockaddr.view.setUint32(8, RTMGRP_LINK, true);
-  try {
-    check(libc.bind(fd, sockaddr.address, 12), 'bind(AF_NETLINK)');
-  } catch (e) {
-    closeFd(fd);
-    throw e;
-  }
+  const fd = netlinkSocket(RTMGRP_LINK, SOCK_NONBLOCK);
+  const buffer = scratch(NETLINK_BYTES);
   const watching = watch(fd, { readable: true, writable: false }, () => {
-    for (;;) {
-      const n = libc.recvfrom(fd, buffer.address, buffer.u8.length, 0, 0, 0);
-      if (n < 0 && lastErrno() !== errno.ENOBUFS) return;
-      for (const change of parseLinks(buffer.view, Math.max(0, n))) onChange(change);
+    for (let n = 0; (n = netlinkReceive(fd, buffer)) >= 0; ) {
+      for (const change of parseLinks(buffer.view, n)) onChange(change);
     }
   });
   return {
@@ -131,24 +121,16 @@ export function watchLinks(onChange: (change: LinkChange) => void): { close(): v
   };
 }
 
-/** struct nlmsghdr (16 bytes), struct ifinfomsg (16): index at 4, flags at 8; attributes: length u16, type u16. */
 function* parseLinks(view: DataView, bytes: number): Generator<LinkChange> {
-  for (let p = 0; p + 32 <= bytes; ) {
-    const length = view.getUint32(p, true);
-    const type = view.getUint16(p + 4, true);
-    if (length < 32) return;
-    if (type === RTM_NEWLINK || type === RTM_DELLINK) {
-      let mtu = 0;
-      for (let a = p + 32; a + 8 <= p + length; ) {
-        const l = view.getUint16(a, true);
-        if (l < 4) break;
-        if (view.getUint16(a + 2, true) === IFLA_MTU) mtu = view.getUint32(a + 4, true);
-        a += (l + 3) & ~3;
-      }
-      const flags = view.getUint32(p + 24, true);
-      const up = IFF_UP | IFF_RUNNING;
-      yield { ifindex: view.getInt32(p + 20, true), gone: type === RTM_DELLINK, running: (flags & up) === up, mtu };
+  for (const { type, at, end } of netlinkMessages(view, bytes)) {
+    // Of another family: it became, or ceased to be, a port of a bridge.
+    if ((type !== RTM_NEWLINK && type !== RTM_DELLINK) || view.getUint8(at) !== 0) continue;
+    let mtu = 0;
+    for (const a of netlinkAttributes(view, at + IFINFOMSG, end)) {
+      if (a.type === IFLA_MTU) mtu = view.getUint32(a.at, true);
     }
-    p += (length + 3) & ~3;
+    const up = IFF_UP | IFF_RUNNING;
+    const running = (view.getUint32(at + 8, true) & up) === up;
+    yield { ifindex: view.getInt32(at + 4, true), gone: type === RTM_DELLINK, running, mtu };
   }
 }

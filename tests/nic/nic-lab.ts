@@ -119,6 +119,8 @@ export class NicLab {
   readonly #dir: string;
   daemon: ChildProcess | undefined;
   log = '';
+  /** How the daemon ended without having been asked to. */
+  died: string | undefined;
 
   /** @param mtu of both ends */
   constructor(mtu = 1500) {
@@ -172,8 +174,14 @@ export class NicLab {
     for (const stream of [daemon.stdout!, daemon.stderr!]) {
       stream.setEncoding('utf8').on('data', (t: string) => (this.log += t));
     }
+    daemon.on('exit', (status, signal) => {
+      if (this.daemon !== daemon) return;
+      const last = this.log.split('\n').slice(-20).join('\n');
+      this.died = `the daemon ended (status ${status}, signal ${signal}); it said last:\n${last}`;
+      process.stderr.write(`${this.died}\n`);
+    });
     while (!this.log.includes('runs in')) {
-      if (daemon.exitCode !== null) throw new Error(`the daemon ended: ${this.log}`);
+      if (this.died !== undefined) throw new Error(this.died);
       await sleep(10);
     }
   }
@@ -212,10 +220,12 @@ export class NicLab {
     await ended;
   }
 
+  /** @throws Error: the daemon had ended before, by itself */
   async close(): Promise<void> {
     await this.end();
     this.here.close();
     this.there.close();
     rmSync(this.#dir, { recursive: true, force: true });
+    if (this.died !== undefined) throw new Error(this.died);
   }
 }

@@ -251,10 +251,9 @@ describe('the interface and the daemon come and go', { skip: nicSkip('ping') }, 
     const ended = assert.rejects(async () => {
       for (;;) await receive(port, new FrameCounter(), 1e9, 5000);
     });
-    process.kill(await daemonPid(), 'SIGKILL');
+    await lab.end('SIGKILL');
     await ended;
     await port.close();
-    await lab.end('SIGKILL');
     await sender.result();
     assert.ok(!lab.here.ip('link', 'show', 'veth0').includes('xdp'));
     assert.ok(await lab.there.pings('10.77.0.1'));

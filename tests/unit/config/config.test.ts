@@ -56,7 +56,7 @@ test('a fault names file, line, column, path, value and what is allowed', () => 
     'p.yaml:3:12: ports.rxRings: is "one", must be a whole number from 1 to 16',
   ]);
   assert.deepEqual(faults('threads: 2\n\nthread: 1\n'), [
-    'p.yaml:3:1: thread: unknown key; allowed: runDir, threads, logLevel, arenaBytes, ports, vms, regions, users',
+    'p.yaml:3:1: thread: unknown key; allowed: runDir, threads, logLevel, arenaBytes, ports, vms, regions, interfaces, users',
   ]);
   assert.deepEqual(faults('vms:\n  fw: {}\n'), [
     'p.yaml:2:3: vms.fw.ports: is missing, must be a list of port names, e.g. [vale0:fw]',
@@ -65,7 +65,7 @@ test('a fault names file, line, column, path, value and what is allowed', () => 
     'p.yaml:2:3: vms.a b: must be a VM name: letters, digits, "_", "." and "-", at most 32, e.g. fw',
   ]);
   assert.deepEqual(faults('- 1\n'), [
-    'p.yaml:1:1: the document: is a list, must be a mapping with keys of: runDir, threads, logLevel, arenaBytes, ports, vms, regions, users',
+    'p.yaml:1:1: the document: is a list, must be a mapping with keys of: runDir, threads, logLevel, arenaBytes, ports, vms, regions, interfaces, users',
   ]);
 });
 

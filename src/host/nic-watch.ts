@@ -1,0 +1,76 @@
+/** Follows the interfaces that are ports: link, MTU, and whether they are there (rtnetlink). Control thread. docs/nics.md */
+import type { LinkChange } from '../os/index.ts';
+import { watchLinks } from '../os/index.ts';
+import type { Nic } from './nics.ts';
+
+/** A port's connection to its interface. */
+export interface NicUse {
+  readonly nic: Nic;
+  /** What was last heard of it. */
+  readonly state: { running: boolean; mtu: number; gone: boolean };
+  /** Lets go of the interface; what the port sends is dropped from then on. The port itself stays. */
+  gone(): Promise<void>;
+}
+
+/** What is told of interfaces that are ports. */
+export interface NicEvents {
+  log(level: 'info' | 'warn', message: string): void;
+  /** The interface is gone; its port has let go of it. */
+  gone(use: NicUse): void;
+}
+
+/** Follows the interfaces that are ports. Watches only while there are some. */
+export class NicWatch {
+  readonly #events: NicEvents;
+  readonly #uses = new Set<NicUse>();
+  #watching: { close(): void } | undefined;
+
+  constructor(events: NicEvents) {
+    this.#events = events;
+  }
+
+  add(use: NicUse): void {
+    const { nic } = use;
+    this.#uses.add(use);
+    this.#watching ??= watchLinks((change) => this.#changed(change));
+    const how = {
+      native: 'AF_XDP, native',
+      generic: 'AF_XDP, generic',
+      packet: 'packet socket',
+      tap: 'TAP',
+      host: 'tc',
+    };
+    const why = nic.because === undefined ? '' : ` (${nic.because})`;
+    this.#events.log('info', `interface ${nic.name}: ${how[nic.mode]}, ${nic.links.length} queues${why}`);
+  }
+
+  remove(use: NicUse): void {
+    this.#uses.delete(use);
+    if (this.#uses.size === 0) this.close();
+  }
+
+  close(): void {
+    this.#watching?.close();
+    this.#watching = undefined;
+  }
+
+  #changed({ ifindex, gone, running, mtu }: LinkChange): void {
+    for (const use of this.#uses) {
+      const { nic, state } = use;
+      if (nic.ifindex !== ifindex) continue;
+      if (gone) {
+        this.#uses.delete(use);
+        state.gone = true;
+        state.running = false;
+        this.#events.log('warn', `interface ${nic.name} is gone: what its port sends is dropped from now on`);
+        this.#events.gone(use);
+        continue;
+      }
+      if (state.running !== running) this.#events.log('info', `interface ${nic.name}: link ${running ? 'up' : 'down'}`);
+      state.running = running;
+      if (mtu === 0 || mtu === state.mtu) continue;
+      state.mtu = mtu;
+      this.#events.log('info', `interface ${nic.name}: MTU ${mtu}`);
+    }
+  }
+}
