@@ -3,7 +3,7 @@
  * and far0 and copies frames between them, with VirtIO headers of HDR bytes, as a VM's network card and its TAP.
  * `no-offloads IF`: turns the offloads of an interface off.
  */
-import { bufferAddress, FrameVector, openTap, POLLIN, PollSet, setInterfaceFeature } from '../src/os/index.ts';
+import { FrameVector, openTap, POLLIN, PollSet, setInterfaceFeature } from '../src/os/index.ts';
 
 const [command, argument = ''] = process.argv.slice(2);
 if (command === 'no-offloads') {
@@ -14,12 +14,11 @@ if (command === 'no-offloads') {
   const fds = ['near0', 'far0'].map((name) => openTap(name, 1, Number(argument), offload).fds[0]!);
   process.stdout.write('ready\n');
   const bytes = 66_000;
-  const buffer = new ArrayBuffer(bytes);
   const vector = new FrameVector(1);
-  const address = bufferAddress(buffer);
+  vector.hold(0, new Uint8Array(new ArrayBuffer(bytes)));
   const poll = new PollSet(fds.map((fd) => ({ fd, events: POLLIN })));
   const copy = (from: number, to: number): boolean => {
-    vector.set(0, address, bytes);
+    vector.setBytes(0, bytes);
     const n = vector.read(from, 0, 1);
     if (n <= 0) return false;
     vector.setBytes(0, n);

@@ -141,7 +141,7 @@ export class IfnetQueue {
     this.#maxSlots = Math.min(Math.ceil(MAX_FRAME / this.#bufSize), tx.numSlots - 1);
     this.#kick = kick;
     this.#deliver = deliver;
-    this.#one.set(0, bufferAddress(this.#copy.buffer), 0);
+    this.#one.hold(0, this.#copy);
   }
 
   /**

@@ -4,7 +4,7 @@
  */
 import { errno, SysError } from './errno.ts';
 import { closeFd } from './events.ts';
-import { check, lastErrno, libc, scratch } from './libc.ts';
+import { addressOf, check, lastErrno, libc, scratch } from './libc.ts';
 import { fillName } from './netif.ts';
 
 const O_RDWR = 2;
@@ -86,6 +86,8 @@ export function setTapOffload(tap: Tap, offload: TapOffload): void {
 export class FrameVector {
   readonly #iov: Uint32Array;
   readonly #address: number;
+  /** Pieces given as bytes: nothing else keeps them from being collected. */
+  readonly #held: Uint8Array[] = [];
 
   constructor(length: number) {
     const iov = scratch(16 * length);
@@ -93,11 +95,17 @@ export class FrameVector {
     this.#address = iov.address;
   }
 
-  /** Makes piece i the `bytes` bytes at a process address. The memory has to stay there. */
+  /** Makes piece i the `bytes` bytes at a process address. The caller keeps the memory there. */
   set(i: number, address: number, bytes: number): void {
     this.#iov[4 * i] = address % 2 ** 32;
     this.#iov[4 * i + 1] = Math.floor(address / 2 ** 32);
     this.#iov[4 * i + 2] = bytes;
+  }
+
+  /** Makes piece i these bytes, and keeps them. */
+  hold(i: number, bytes: Uint8Array): void {
+    this.#held[i] = bytes;
+    this.set(i, addressOf(bytes), bytes.length);
   }
 
   /** Address of the struct iovec of piece i. */
