@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { netSkip } from './lab.ts';
 
 const worker = fileURLToPath(new URL('kernel-worker.js', import.meta.url));
-const runs = process.env['PTNET_NET_LONG'] === '1' ? 20_000 : 1000;
+const runs = process.env['PTNET_LONG'] === '1' ? 20_000 : 1000;
 
 describe('offloads against the kernel', () => {
   it('R5: the kernel segments and sums random packets to the same frames', { skip: netSkip() }, () => {

@@ -56,6 +56,14 @@ async function ready(child: ChildProcess, what: string): Promise<string> {
   return line;
 }
 
+/** Ends a process, if it has not ended; resolves when it has. */
+export async function stopped(child: ChildProcess, signal: NodeJS.Signals = 'SIGKILL'): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  const exit = once(child, 'exit');
+  child.kill(signal);
+  await exit;
+}
+
 export class Host {
   readonly process: ChildProcess;
   readonly port: string;
@@ -95,10 +103,8 @@ export class Host {
     return child;
   }
 
-  async stop(): Promise<void> {
-    if (this.process.exitCode !== null || this.process.signalCode !== null) return;
-    this.process.kill('SIGTERM');
-    await once(this.process, 'exit');
+  stop(): Promise<void> {
+    return stopped(this.process, 'SIGTERM');
   }
 }
 
@@ -150,10 +156,8 @@ export class Lab {
   }
 
   /** Ends the daemon alone. */
-  async stopDaemon(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
-    if (this.#daemon.exitCode !== null || this.#daemon.signalCode !== null) return;
-    this.#daemon.kill(signal);
-    await once(this.#daemon, 'exit');
+  stopDaemon(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+    return stopped(this.#daemon, signal);
   }
 
   async close(): Promise<void> {
