@@ -313,14 +313,8 @@ function removeMonitor(kr: usize, m: usize): void {
   else store<u32>(before, <u32>next, kring_mon_next_rx);
 }
 
-/** A ring goes away: its monitors see nothing any more. */
+/** The port of a ring goes away: its monitors see nothing any more, until they are linked again. */
 export function monitorForget(kr: usize): void {
-  const tx = load<u32>(kr, kring_dir) == NR_DIR_TX;
-  const z: usize = load<u32>(kr, kring_zmon);
-  if (z != 0) setMonitorOf(z, 0, tx);
-  store<u32>(kr, 0, kring_zmon);
-  for (let m: usize = load<u32>(kr, kring_mon); m != 0; m = nextMonitor(m, load<u32>(kr, kring_dir))) {
-    setMonitorOf(m, 0, tx);
-  }
-  store<u32>(kr, 0, kring_mon);
+  while (load<u32>(kr, kring_zmon) != 0) monitorUnlink(load<u32>(kr, kring_zmon));
+  while (load<u32>(kr, kring_mon) != 0) monitorUnlink(load<u32>(kr, kring_mon));
 }

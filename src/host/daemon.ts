@@ -22,10 +22,11 @@ import type { DevicesEvent } from './devices.ts';
 import type { Logger } from './log.ts';
 import { createLogger } from './log.ts';
 import { regionSizes } from './region-sizes.ts';
+import { isMonitor } from './monitors.ts';
 import { hostRingsName } from './nics.ts';
 import { isOwn, type RegionSizes } from './regions.ts';
 import { RunDir } from './run-dir.ts';
-import { shapeOf } from './shape.ts';
+import { configuredShape, shapeOf } from './shape.ts';
 import { daemonStatus } from './status.ts';
 import { type PortGroup, Switchboard } from './switchboard.ts';
 import { Threads } from './threads.ts';
@@ -131,9 +132,9 @@ export class Daemon {
       name,
       bufSize,
       (i) => ({ path: sockets.memdevs[i]!, uids }),
-      parsed.map(({ text, conf }, i) => ({
-        name: text,
-        config: shapeOf(this.config.ports, conf),
+      parsed.map((port, i) => ({
+        name: port.text,
+        config: configuredShape(this.config, port),
         endpoint: { path: sockets.ptnet[i]!, uids },
       })),
       {
@@ -249,7 +250,7 @@ export class Daemon {
     const parsed = parsePortName(name);
     const { bufSize, vnetHdr, ...asked } = shapeOf(this.config.ports, options, parsed.conf);
     const named = hostRingsName(parsed);
-    const config = this.#switchboard.shape(named, asked);
+    const { regionId, ...plan } = this.#switchboard.plan(named, asked, bufSize);
     const { extraBufs = 0 } = options;
     if (!Number.isInteger(extraBufs) || extraBufs < 0 || extraBufs > MAX_EXTRA_BUFS) {
       throw new SysError(
@@ -257,11 +258,11 @@ export class Daemon {
         errno.EINVAL,
       );
     }
-    const needs = parsed.kind === 'pipe' ? pipeNeeds(config) : portNeeds(config);
+    const needs = parsed.kind === 'pipe' && !isMonitor(parsed) ? pipeNeeds(plan.config) : portNeeds(plan.config);
     const buffers = needs.buffers + extraBufs;
-    const alone = { interfaces: needs.rings, ...needs, buffers, bufSize };
+    const alone = { interfaces: needs.rings, ...needs, buffers, bufSize: plan.bufSize };
     // Counted from now on, so that many requests at a time get no more than one after the other.
-    const opened = this.#checkAccess(named, peer, alone);
+    const opened = this.#checkAccess(named, peer, regionId, alone);
     this.#opened.add(opened);
     const sockets: [number, number][] = [];
     try {
@@ -281,7 +282,7 @@ export class Daemon {
         `process ${peer.pid} ${name}`,
         bufSize,
         () => memdevEndpoint,
-        [{ name, config, extraBufs, endpoint: { fd: ptnet } }],
+        [{ name, config: asked, extraBufs, endpoint: { fd: ptnet } }],
         {
           trustUnsealedMemory: false,
           hugePages: false,
@@ -293,6 +294,7 @@ export class Daemon {
           mayMonitor: (monitor) => mayMonitor(accessOf(this.config, peer.uid)!, monitor),
         },
       );
+      await this.#checkSize(named, group, opened);
     } catch (e) {
       this.#opened.delete(opened);
       for (const fd of [memdevPeer, ptnetPeer]) closeFd(fd);
@@ -318,11 +320,25 @@ export class Daemon {
     };
   }
 
+  /** Closes a monitor whose port became a larger one after the monitor was counted. */
+  async #checkSize(name: PortName, group: PortGroup, { bytes }: OpenPort): Promise<void> {
+    const [{ region }] = group.memdevs as [PortGroup['memdevs'][number]];
+    const alone = isMonitor(name) && name.share === undefined && region.id === undefined;
+    if (!alone || region.region.layout.fileSize <= bytes) return;
+    await this.#switchboard.close(group);
+    throw new SysError(`open ${name.text}: ${name.name} has changed meanwhile: open the monitor again`, errno.EAGAIN);
+  }
+
   /**
    * Whether a user may open a port now; what is then counted against him.
-   * @param alone sizes of the region that the port needs if it gets one to itself
+   * @param memId of the region that it will lie in @param alone sizes of the one it needs if it gets one to itself
    */
-  #checkAccess({ name, text, memId }: PortName, { uid, pid }: PeerCredentials, alone: RegionSizes): OpenPort {
+  #checkAccess(
+    { name, text }: PortName,
+    { uid, pid }: PeerCredentials,
+    memId: string | undefined,
+    alone: RegionSizes,
+  ): OpenPort {
     const access = accessOf(this.config, uid);
     if (access === undefined || !(mayOpen(access, name) || mayMonitor(access, text))) {
       throw new SysError(`open ${name}: the configuration does not let user ${uid} open this port`, errno.EPERM);

@@ -3,19 +3,12 @@
  * uses them any more. Control thread.
  */
 import { createHash } from 'node:crypto';
-import {
-  MONITOR_COPY,
-  MONITOR_ZCOPY,
-  NR_MONITOR_RX,
-  NR_MONITOR_TX,
-  NR_REG_ALL_NIC,
-  NR_REG_ONE_NIC,
-  NR_ZCOPY_MON,
-} from '../abi/index.ts';
+import { MONITOR_COPY, MONITOR_ZCOPY } from '../abi/index.ts';
 import { errno, SysError } from '../os/index.ts';
 import type { PortConfig, PortMemory, PortName, PortRecord } from '../ports/index.ts';
 import { allRings, createPipe, createPort, releasePorts, swapped } from '../ports/index.ts';
 import type { Domain, DomainKind, Domains } from './domains.ts';
+import { isZeroCopyMonitor, monitorLinks } from './monitors.ts';
 import type { NicPort } from './nic-queues.ts';
 import { connectNic } from './nic-queues.ts';
 import type { NicWatch } from './nic-watch.ts';
@@ -42,8 +35,8 @@ export interface Port {
   peer: Port | undefined;
   /** Ports that show what passes through this one. */
   readonly monitors: Set<Port>;
-  /** What a monitor is a monitor of; `port` is undefined when that is gone. */
-  readonly monitor: { port: Port | undefined; readonly zeroCopy: boolean } | undefined;
+  /** What a monitor is a monitor of: a name, and while there is such a port, that one. */
+  readonly monitor: { readonly of: PortName; port: Port | undefined } | undefined;
   /** Made by vale-ctl -n: its interface name. It stays without users. */
   readonly persistent: string | undefined;
   /** The interface whose port it is. */
@@ -100,16 +93,13 @@ export class PortTable {
    */
   async create(name: PortName, config: PortConfig, region: SharedRegion, owner: PortOwner): Promise<Port> {
     switch (name.kind) {
-      case 'vale': {
-        const domain = await this.#domains.get(name.bridge, 'vale');
-        return this.#make(domain, region, [name.name], config, owner);
-      }
+      case 'vale':
       case 'null': {
-        const domain = await this.#domains.get('null', 'null');
+        const domain = await this.#domains.get(...domainOf(name));
         return this.#make(domain, region, [name.name], config, owner);
       }
       case 'pipe': {
-        const domain = await this.#domains.get(name.pipe, 'pipe');
+        const domain = await this.#domains.get(...domainOf(name));
         const ends = [`${name.base}{${name.id}`, `${name.base}}${name.id}`];
         return this.#make(domain, region, name.end === 'slave' ? ends.toReversed() : ends, config, owner);
       }
@@ -207,6 +197,7 @@ export class PortTable {
         this.#ports.set(port.name, port);
         this.#regions.use(region);
       }
+      for (const port of made) await this.#showToWaiting(port);
       return made[0]!;
     } catch (e) {
       for (const record of attached) await this.#detach(domain, { record, monitor: undefined });
@@ -217,34 +208,32 @@ export class PortTable {
   }
 
   /**
-   * Makes a monitor of a port: in its domain, with an rx ring for each of its pairs of rings, or for one of them.
+   * Makes a monitor, with rings of the shape that `monitorConfig` says: of a port that is there, in its domain, or of one
+   * that is not there yet, in the domain in which it will be.
    * @param region with zero copy that of the port @throws as `create`; ENOSPC: too many monitors
    */
-  async createMonitor(name: PortName, port: Port, region: SharedRegion, owner: PortOwner): Promise<Port> {
-    const { domain, record } = port;
-    if (domain.kind === 'nic') {
+  async createMonitor(name: PortName, config: PortConfig, region: SharedRegion, owner: PortOwner): Promise<Port> {
+    const port = this.find(name.name);
+    if (port === undefined ? name.kind === 'netmap' : port.kind === 'nic') {
       const advice = 'attach it to a switch (vale-ctl -a) and monitor it there';
       throw new SysError(`open ${name.text}: no monitors of an interface's own port; ${advice}`, errno.EOPNOTSUPP);
     }
+    const domain = port?.domain ?? (await this.#domains.get(...domainOf(name)));
     const { space, mailbox } = domain.datapath;
-    const config = monitorConfig(name, port.config);
-    const zeroCopy = isZeroCopyMonitor(name);
     const title = `${name.text.replace(/@.*/, '')}#${++this.#monitorsMade}`;
-    const memory = createPort(space, region.region, title, config);
-    const own = memory.ports[0]!;
-    const one = name.mode === NR_REG_ONE_NIC;
-    const links = own.rxRings.flatMap((ring, i) => {
-      const at = one ? name.ringId : i;
-      const tx = shows(name, NR_MONITOR_TX) ? record.txRings[at] : undefined;
-      const rx = shows(name, NR_MONITOR_RX) ? record.rxRings[at] : undefined;
-      return [tx, rx].flatMap((r) => (r === undefined ? [] : [[ring.kring, r.kring] as const]));
-    });
-    const kind = zeroCopy ? MONITOR_ZCOPY : MONITOR_COPY;
-    const command = { op: 'monitor-attach', domain: domain.address, port: own.port, kind, links } as const;
-    const result = await mailbox.call(command);
-    if (result < 0) {
-      releasePorts(space, region.region, memory);
-      throw new SysError(`open ${name.text}: ${domain.name} has as many monitors as it can have`, -result);
+    let memory: PortMemory | undefined;
+    try {
+      memory = createPort(space, region.region, title, config);
+      const kind = isZeroCopyMonitor(name) ? MONITOR_ZCOPY : MONITOR_COPY;
+      const command = { op: 'monitor-attach', domain: domain.address, port: memory.ports[0]!.port, kind } as const;
+      const result = await mailbox.call(command);
+      if (result < 0) {
+        throw new SysError(`open ${name.text}: ${domain.name} has as many monitors as it can have`, -result);
+      }
+    } catch (e) {
+      if (memory !== undefined) releasePorts(space, region.region, memory);
+      await this.#domains.drop(domain);
+      throw e;
     }
     const made: Port = {
       name: title,
@@ -256,19 +245,37 @@ export class PortTable {
       domain,
       number: -1,
       memory,
-      record: own,
+      record: memory.ports[0]!,
       opens: new Set(),
       peer: undefined,
       monitors: new Set(),
-      monitor: { port, zeroCopy },
+      monitor: { of: name, port: undefined },
       persistent: undefined,
       nic: undefined,
     };
-    port.monitors.add(made);
     domain.ports.add(made);
     this.#ports.set(title, made);
     this.#regions.use(region);
+    if (port !== undefined) await this.#show(port, made);
     return made;
+  }
+
+  /** Shows a port to the monitors of its name that have none: those of VMs, which wait for it. */
+  async #showToWaiting(port: Port): Promise<void> {
+    for (const made of this.#ports.values()) {
+      if (made.monitor === undefined || made.monitor.port !== undefined || !('vm' in made.owner)) continue;
+      if (made.monitor.of.name === port.name && made.domain === port.domain) await this.#show(port, made);
+    }
+  }
+
+  async #show(port: Port, made: Port): Promise<void> {
+    const { of } = made.monitor!;
+    if (isZeroCopyMonitor(of) && made.region !== port.region) return;
+    const links = monitorLinks(of, made.record, port.record);
+    const { address, datapath } = port.domain;
+    await datapath.mailbox.call({ op: 'monitor-link', domain: address, links });
+    made.monitor!.port = port;
+    port.monitors.add(made);
   }
 
   /** Releases a port, and the other end if it is a pipe's, unless it is in use. */
@@ -330,6 +337,7 @@ export class PortTable {
     port.name = name;
     this.#ports.set(name, port);
     await this.#domains.drop(from);
+    await this.#showToWaiting(port);
   }
 
   /** To another thread: the port is made anew in its arena. */
@@ -374,25 +382,11 @@ export class PortTable {
   }
 }
 
-/** Whether a name asks for a monitor. */
-export const isMonitor = ({ flags }: PortName): boolean =>
-  (flags & (NR_MONITOR_TX | NR_MONITOR_RX | NR_ZCOPY_MON)) !== 0;
-export const isZeroCopyMonitor = ({ flags }: PortName): boolean => (flags & NR_ZCOPY_MON) !== 0;
-/** Zero-copy monitors show both directions. */
-const shows = (name: PortName, flag: number): boolean => isZeroCopyMonitor(name) || (name.flags & flag) !== 0;
-
-/** The rings of a monitor of a port of this shape: as many slots as that, unless the name says otherwise. */
-export function monitorConfig(name: PortName, port: PortConfig): PortConfig {
-  if (name.mode !== NR_REG_ALL_NIC && name.mode !== NR_REG_ONE_NIC) {
-    throw new SysError(`open ${name.text}: host rings ("^", "*") are those of a NIC; this port has none`, errno.EINVAL);
-  }
-  const rings = Math.max(port.txRings, port.rxRings);
-  const one = name.mode === NR_REG_ONE_NIC;
-  if (one && name.ringId >= rings) {
-    throw new SysError(`open ${name.text}: there is no ring ${name.ringId}: the port has ${rings}`, errno.EINVAL);
-  }
-  const rxSlots = name.conf.rxSlots ?? port.rxSlots;
-  return { txRings: 1, rxRings: one ? 1 : rings, txSlots: port.txSlots, rxSlots };
+/** Name and kind of the domain of a port that is not there yet. */
+function domainOf(name: PortName): [string, DomainKind] {
+  if (name.kind === 'vale') return [name.bridge, 'vale'];
+  if (name.kind === 'pipe') return [name.pipe, 'pipe'];
+  return name.kind === 'null' ? ['null', 'null'] : [name.name, 'nic'];
 }
 
 function checkAttached(result: number, port: string, domain: Domain): number {

@@ -2,8 +2,9 @@
 import { NM_BRIDGE_MAXSLOTS } from '../abi/index.ts';
 import { parsePortName, pipeNeeds, portNeeds } from '../ports/index.ts';
 import type { DaemonConfig } from './config.ts';
+import { isMonitor, monitorConfig } from './monitors.ts';
 import type { RegionSizes } from './regions.ts';
-import { shapeOf } from './shape.ts';
+import { configuredShape } from './shape.ts';
 
 /** Room in a region of an @ID for what processes open, beyond what VMs need. Costs nothing until it is touched. */
 const ROOM = { interfaces: 64, rings: 128, buffers: 32768 };
@@ -14,8 +15,9 @@ export function regionSizes(config: DaemonConfig, id: string): RegionSizes {
   for (const text of Object.values(config.vms).flatMap((vm) => vm.ports)) {
     const name = parsePortName(text);
     if (name.memId !== id) continue;
-    const shape = shapeOf(config.ports, name.conf);
-    if (name.kind === 'pipe') needs.set(name.pipe, pipeNeeds(shape));
+    const shape = configuredShape(config, name);
+    if (isMonitor(name)) needs.set(text, portNeeds(monitorConfig(name, shape)));
+    else if (name.kind === 'pipe') needs.set(name.pipe, pipeNeeds(shape));
     else needs.set(name.name, portNeeds(shape));
   }
   const all = [...needs.values()];

@@ -19,13 +19,14 @@ import type { Domain } from './domains.ts';
 import { Domains } from './domains.ts';
 import { freeRings } from './free-rings.ts';
 import type { Open } from './opens.ts';
-import { ownerText } from './opens.ts';
+import { isMonitor, monitorConfig } from './monitors.ts';
 import { type NicEvents, NicWatch } from './nic-watch.ts';
 import { hostRingsName, nicRings } from './nics.ts';
 import type { Port } from './port-table.ts';
-import { isMonitor, isZeroCopyMonitor, monitorConfig, PortTable } from './port-table.ts';
+import { PortTable } from './port-table.ts';
 import type { PortOwner, RegionSizes, SharedRegion } from './regions.ts';
-import { isOwn, isOwner, Regions } from './regions.ts';
+import { RegionChoice, type RegionRights } from './region-choice.ts';
+import { Regions } from './regions.ts';
 import type { Threads } from './threads.ts';
 import { ValeCtl } from './vale-ctl.ts';
 
@@ -45,8 +46,15 @@ export interface PortRequest {
   readonly endpoint: Endpoint;
 }
 
+/** What an open would take. */
+export interface OpenPlan {
+  readonly config: PortConfig;
+  readonly bufSize: number;
+  readonly regionId: string | undefined;
+}
+
 /** What the devices of a group have in common. */
-export interface GroupOptions {
+export interface GroupOptions extends RegionRights {
   readonly trustUnsealedMemory: boolean;
   /** The client's memory may lie on huge pages. */
   readonly hugePages: boolean;
@@ -55,12 +63,6 @@ export interface GroupOptions {
   readonly bar64: boolean;
   /** Most DMA_MAPs of each ptnet device. */
   readonly maxDmaMaps: number;
-  /** Bytes of a buffer, if somebody asked for that; regions that exist have to have them. */
-  readonly bufSize?: number | undefined;
-  /** Whether this owner may use the region of an @ID that others made. */
-  readonly mayUse: (id: string) => boolean;
-  /** Whether this owner may see what passes through a port of others. @param name the monitor's, e.g. "vale0:a/r" */
-  readonly mayMonitor: (name: string) => boolean;
 }
 
 /** What one VM or one application has: opens of ports, and a memdev for each region they lie in. */
@@ -74,6 +76,7 @@ export class Switchboard {
   readonly #domains: Domains;
   readonly #regions: Regions;
   readonly #ports: PortTable;
+  readonly #choice: RegionChoice;
   readonly #nics: NicWatch;
   readonly #byDevice = new Map<number, Open>();
   readonly #valeCtl: ValeCtl;
@@ -96,6 +99,7 @@ export class Switchboard {
     this.#nics = new NicWatch({ log, gone: (nic) => void this.#exclusive(() => nic.gone()) });
     const orphaned = (monitor: Port): Promise<void> => this.#orphaned(monitor);
     this.#ports = new PortTable(this.#domains, this.#regions, orphaned, this.#nics, mayCutOff);
+    this.#choice = new RegionChoice(this.#regions, this.#ports);
     this.#valeCtl = new ValeCtl(this.#domains, this.#regions, this.#ports);
   }
 
@@ -121,9 +125,26 @@ export class Switchboard {
     return this.#exclusive(async () => operation(this.#valeCtl));
   }
 
-  /** The shape that a port gets: that of an interface has as many rings as the interface has queues. @throws SysError */
-  shape(name: PortName, config: PortConfig): PortConfig {
-    if (name.kind !== 'netmap' || this.#ports.find(name.name) !== undefined) return config;
+  /**
+   * What an open would take: the shape of the port, the size of its buffers, and the @ID of the region it would lie in, if
+   * that has one. @param config, bufSize what was asked for @throws SysError
+   */
+  plan(name: PortName, config: PortConfig, bufSize: number): OpenPlan {
+    return {
+      config: this.#shape(name, config),
+      bufSize: Math.max(bufSize, this.#ports.find(name.name)?.record.bufSize ?? 0),
+      regionId: this.#choice.idOf(name),
+    };
+  }
+
+  /**
+   * The shape that a port gets: that of an interface has as many rings as the interface has queues, that of a monitor is
+   * made after the port it shows. @param config what was asked for; of a monitor, the shape its port will have
+   */
+  #shape(name: PortName, config: PortConfig): PortConfig {
+    const existing = this.#ports.find(name.name);
+    if (isMonitor(name)) return monitorConfig(name, existing?.config ?? config);
+    if (name.kind !== 'netmap' || existing !== undefined) return config;
     const rings = nicRings(name.port);
     return { ...config, txRings: rings, rxRings: rings };
   }
@@ -151,7 +172,7 @@ export class Switchboard {
       };
       try {
         const names = asked.map((r) => hostRingsName(parsePortName(r.name)));
-        const requests = asked.map((r, i) => ({ ...r, config: this.shape(names[i]!, r.config) }));
+        const requests = asked.map((r, i) => ({ ...r, config: this.#shape(names[i]!, r.config) }));
         const regions = this.#regionsFor(owner, regionName, bufSize, requests, names, options);
         const memdevs: { device: number; region: SharedRegion }[] = [];
         for (const region of new Set(regions)) {
@@ -205,19 +226,16 @@ export class Switchboard {
     names: readonly PortName[],
     options: GroupOptions,
   ): SharedRegion[] {
-    const found = names.map((name) => {
-      return isMonitor(name) ? this.#regionOfMonitor(name, owner, options) : this.#regionOf(name, owner, options);
-    });
+    const found = names.map((name) => this.#choice.of(name, owner, options));
     let largest = bufSize;
     const needs = new Map<string, { rings: number; slots: number; buffers: number }>();
     for (const [i, name] of names.entries()) {
       if (found[i] !== undefined) continue;
       const { config } = requests[i]!;
       if (isMonitor(name)) {
-        const port = this.#monitored(name);
-        needs.set(`monitor ${i}`, portNeeds(monitorConfig(name, port.config)));
+        needs.set(`monitor ${i}`, portNeeds(config));
         // A copy monitor's buffers hold all of what the port's hold.
-        largest = Math.max(largest, port.record.bufSize);
+        largest = Math.max(largest, this.#ports.find(name.name)?.record.bufSize ?? 0);
       } else if (name.kind === 'pipe') needs.set(name.pipe, pipeNeeds(config));
       else needs.set(name.name, portNeeds(config));
     }
@@ -240,91 +258,12 @@ export class Switchboard {
     return found.map((region) => region ?? own);
   }
 
-  /**
-   * The region that a name or an existing port says; undefined for one of its own.
-   * @throws SysError EPERM: it is not this owner's to use; EINVAL: the port lies in another one
-   */
-  #regionOf(name: PortName, owner: PortOwner, options: GroupOptions): SharedRegion | undefined {
-    const existing = this.#ports.find(name.name);
-    if (existing !== undefined) {
-      const { region } = existing;
-      if (name.memId !== undefined && region.id !== name.memId) {
-        throw new SysError(
-          `open ${name.text}: the port exists in another region (${region.region.name})`,
-          errno.EINVAL,
-        );
-      }
-      return this.#usable(name, region, owner, options);
-    }
-    if (name.share !== undefined) {
-      const other = this.#ports.find(name.share);
-      if (other === undefined) throw new SysError(`open ${name.text}: there is no port ${name.share}`, errno.ENOENT);
-      return this.#usable(name, other.region, owner, options);
-    }
-    if (name.memId === undefined) return undefined;
-    const region = this.#regions.named(name.memId, owner);
-    return this.#usable(name, region, owner, options);
-  }
-
-  /** The port that a monitor's name says. @throws SysError ENOENT */
-  #monitored(name: PortName): Port {
-    const port = this.#ports.find(name.name);
-    if (port !== undefined) return port;
-    throw new SysError(`open ${name.text}: there is no port ${name.name} to be monitored`, errno.ENOENT);
-  }
-
-  /** A zero-copy monitor lies where its port does, others where they like. */
-  #regionOfMonitor(name: PortName, owner: PortOwner, options: GroupOptions): SharedRegion | undefined {
-    const port = this.#monitored(name);
-    if (!isOwner(port.owner, owner) && !options.mayMonitor(name.text)) {
-      throw new SysError(
-        `open ${name.text}: ${port.name} is that of ${ownerText(port.owner)}; let the user open "${name.text}" in the configuration`,
-        errno.EPERM,
-      );
-    }
-    if (isZeroCopyMonitor(name)) {
-      if (port.region.id === undefined) {
-        const why = `a zero-copy monitor lies in the region of ${port.name}, which has room for nothing else`;
-        throw new SysError(
-          `open ${name.text}: ${why}; open the port with a region that has (${port.name}@ID)`,
-          errno.ENOMEM,
-        );
-      }
-      return this.#usable(name, port.region, owner, options);
-    }
-    if (name.share !== undefined) {
-      const other = this.#ports.find(name.share);
-      if (other === undefined) throw new SysError(`open ${name.text}: there is no port ${name.share}`, errno.ENOENT);
-      return this.#usable(name, other.region, owner, options);
-    }
-    if (name.memId === undefined) return undefined;
-    return this.#usable(name, this.#regions.named(name.memId, owner), owner, options);
-  }
-
-  /** A monitor whose port is gone: a process hears of it by losing its device; a VM's device stays, and stays silent. */
+  /** A monitor whose port is gone: a process hears of it by losing its device; a VM's waits for another port of that name. */
   async #orphaned(monitor: Port): Promise<void> {
     for (const { device, owner } of monitor.opens) {
       if ('vm' in owner) continue;
       await this.#threads.devices.call({ op: 'disconnect', id: device, reason: 'the monitored port is gone' });
     }
-  }
-
-  #usable(name: PortName, region: SharedRegion, owner: PortOwner, options: GroupOptions): SharedRegion {
-    const { id } = region;
-    if (isOwn(region, owner) || (id !== undefined && options.mayUse(id))) {
-      const { objsz } = region.region.layout.bufPool;
-      if (options.bufSize === undefined || options.bufSize === objsz) return region;
-      const has = `region ${region.region.name} has buffers of ${objsz} bytes`;
-      throw new SysError(`open ${name.text}: bufSize ${options.bufSize}, but ${has}`, errno.EINVAL);
-    }
-    const advice =
-      id === undefined
-        ? `name a region for it that both may use (${name.name}@ID) when it is first opened`
-        : `let the user open "@${id}" in the configuration`;
-    throw new SysError(
-      `open ${name.text}: its memory is that of ${ownerText(region.owner)} (region ${region.region.name}); ${advice}`,
-      errno.EPERM,
-    );
   }
 
   async #addMemdev({ region }: SharedRegion, bar64: boolean): Promise<number> {
@@ -378,7 +317,7 @@ export class Switchboard {
   }
 
   #portOf(name: PortName, config: PortConfig, region: SharedRegion, owner: PortOwner): Promise<Port> | Port {
-    if (isMonitor(name)) return this.#ports.createMonitor(name, this.#monitored(name), region, owner);
+    if (isMonitor(name)) return this.#ports.createMonitor(name, config, region, owner);
     return this.#ports.find(name.name) ?? this.#ports.create(name, config, region, owner);
   }
 

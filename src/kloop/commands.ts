@@ -21,14 +21,10 @@ export type Command =
   | { readonly op: 'port-detach'; readonly domain: number; readonly port: number }
   /** Takes a port of a switch to another one of this thread; its rings go on running. */
   | { readonly op: 'port-move'; readonly from: number; readonly to: number; readonly port: number }
-  /** A monitor's port, and which of its rx rings shows which rings of ports of the domain (monitor, kring). */
-  | {
-      readonly op: 'monitor-attach';
-      readonly domain: number;
-      readonly port: number;
-      readonly kind: number;
-      readonly links: readonly (readonly [number, number])[];
-    }
+  /** A monitor's port, which shows nothing yet. */
+  | { readonly op: 'monitor-attach'; readonly domain: number; readonly port: number; readonly kind: number }
+  /** Which rx rings of a monitor show which rings of a port of its domain (monitor, kring), until that port is detached. */
+  | { readonly op: 'monitor-link'; readonly domain: number; readonly links: readonly (readonly [number, number])[] }
   | { readonly op: 'monitor-detach'; readonly domain: number; readonly port: number }
   /** Watches a device's kick eventfd. The sender closes it only after `kick-remove` was answered. */
   | { readonly op: 'kick-add'; readonly fd: number }

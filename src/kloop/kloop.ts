@@ -181,7 +181,12 @@ export class Kloop {
         this.#signal(command.from);
         return this.#datapath.valeMove(command.from, command.to, command.port);
       case 'monitor-attach':
-        return this.#monitorAttach(command.domain, command.port, command.kind, command.links);
+        if (this.#failed(command.domain)) return -errno.EIO;
+        return this.#datapath.monAttach(command.domain, command.port, command.kind);
+      case 'monitor-link':
+        if (this.#failed(command.domain)) return 0;
+        for (const [monitor, k] of command.links) this.#datapath.monLink(monitor, k);
+        return 0;
       case 'monitor-detach':
         if (this.#failed(command.domain)) return 0;
         return this.#datapath.monDetach(command.domain, command.port);
@@ -233,13 +238,6 @@ export class Kloop {
 
   #failed(domain: number): boolean {
     return this.#domains.find((d) => d.address === domain)?.error !== undefined;
-  }
-
-  #monitorAttach(domain: number, port: number, kind: number, links: readonly (readonly [number, number])[]): number {
-    if (this.#failed(domain)) return -errno.EIO;
-    const result = this.#datapath.monAttach(domain, port, kind);
-    if (result === 0) for (const [monitor, k] of links) this.#datapath.monLink(monitor, k);
-    return result;
   }
 
   /** CREATE. Returns 0 or a positive errno. */

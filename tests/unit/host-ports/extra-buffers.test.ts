@@ -25,7 +25,7 @@ test('R19: kill -9 of a process with extra buffers: all come back, and its neigh
   const a = await lab.open('vale0:a@x', SHAPE);
   const b = await lab.open('vale0:b@x', SHAPE);
   const end = await lab.open('netmap:q}1@x', SHAPE);
-  const before = await free();
+  const atFirst = await free();
   for (let round = 0; round < 4; round++) {
     assert.ok(send(a, FRAMES));
     const args = [lab.runDir, 'vale0:p@x', 'netmap:q{1@x', String(round)];
@@ -37,7 +37,7 @@ test('R19: kill -9 of a process with extra buffers: all come back, and its neigh
     await lab.until(
       (domains, regions) =>
         domains.flatMap((d) => d.ports).filter((p) => !('nobody' in p.owner)).length === 3 &&
-        regions.some((r) => r.name === '@x' && r.freeBuffers === before),
+        regions.some((r) => r.name === '@x' && r.freeBuffers === atFirst),
     );
     // What it had sent is there, in its extra buffers; what a had sent before, too.
     const sent: number[] = [];
@@ -47,10 +47,10 @@ test('R19: kill -9 of a process with extra buffers: all come back, and its neigh
     // Every buffer is in one place, and those that are in none can be had again, all of them.
     const rest = await lab.open('vale0:rest@x', { ...SHAPE, extraBufs: 65_536 });
     const all = [a, b, end, rest].flatMap(buffersOf).concat(rest.extraBufs);
-    assert.equal(rest.extraBufs.length, before - 128);
+    assert.equal(rest.extraBufs.length, atFirst - 128);
     assert.equal(new Set(all).size, all.length, 'no buffer in two hands');
     await lab.close(rest);
-    await lab.until((_, regions) => regions.some((r) => r.name === '@x' && r.freeBuffers === before));
+    await lab.until((_, regions) => regions.some((r) => r.name === '@x' && r.freeBuffers === atFirst));
     // And everything flows as before.
     assert.ok(send(b, FRAMES));
     receive(a, FRAMES);

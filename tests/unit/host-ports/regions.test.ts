@@ -5,9 +5,7 @@ import { once } from 'node:events';
 import { after, before, test } from 'node:test';
 import type { NetmapPort } from '../../../src/api/index.ts';
 import { openDevice, POLLIN, POLLOUT } from '../../../src/api/index.ts';
-import { connectVfioUserPci, Memdev, PtnetDriver } from '../../../src/guest/index.ts';
-import { NetmapPort as Port } from '../../../src/api/port.ts';
-import { fill, Lab, pump, range, take } from './support.ts';
+import { bootMachine, fill, Lab, pump, range, take } from './support.ts';
 
 let lab: Lab;
 const chain = ['netmap:in}1@chain', 'netmap:out{1@chain'];
@@ -63,28 +61,10 @@ test('a VM’s own region is nobody else’s', async () => {
   });
 });
 
-/** The VM's ports, driven in this process as a driver in the machine would: one memdev for each region. */
-async function boot(): Promise<{ ports: NetmapPort[]; off: () => Promise<void> }> {
-  const { vms } = lab.daemon.status();
-  const [, chainMemdev, , inSocket, outSocket] = vms[0]!.sockets;
-  const pci = await connectVfioUserPci(chainMemdev!, 'memdev of chain');
-  const memdev = await Memdev.attach(pci);
-  const ports = await Promise.all(
-    [inSocket!, outSocket!].map(async (socket) => {
-      const ptnet = await connectVfioUserPci(socket, 'ptnet of chain');
-      const driver = await PtnetDriver.attach(ptnet, memdev);
-      await driver.create();
-      return new Port(socket, driver, memdev, async () => ptnet.close());
-    }),
-  );
-  return {
-    ports,
-    off: async () => {
-      for (const port of ports) await port.close();
-      memdev.detach();
-      await pci.close();
-    },
-  };
+/** The VM's ends of the chain: one memdev for each region. */
+function boot(): ReturnType<typeof bootMachine> {
+  const [, memdev, , from, to] = lab.daemon.status().vms[0]!.sockets;
+  return bootMachine(memdev!, [from!, to!]);
 }
 
 test('a chain: generator, pipe, bridge in a machine with two pipe ends, pipe, sink: no copy, as buffer indexes prove', async () => {

@@ -6,6 +6,8 @@ import { join } from 'node:path';
 import type { DomainStatus, PortStatus, RegionStatus } from '../../../src/abi/index.ts';
 import type { NetmapPort, NetmapRing, OpenPortOptions } from '../../../src/api/index.ts';
 import { listDaemon, openPort, POLLIN, POLLOUT } from '../../../src/api/index.ts';
+import { NetmapPort as Port } from '../../../src/api/port.ts';
+import { connectVfioUserPci, Memdev, PtnetDriver } from '../../../src/guest/index.ts';
 import type { DaemonConfig } from '../../../src/host/config.ts';
 import { defaultConfig } from '../../../src/host/config.ts';
 import { type Daemon, startDaemon } from '../../../src/host/daemon.ts';
@@ -71,6 +73,31 @@ export class Lab {
     await this.daemon.stop('test over');
     rmSync(this.#dir, { recursive: true, force: true });
   }
+}
+
+/** Ports of a machine in one region, driven in this process as the drivers in it would. */
+export async function bootMachine(
+  memdevSocket: string,
+  ptnetSockets: readonly string[],
+): Promise<{ ports: NetmapPort[]; off: () => Promise<void> }> {
+  const pci = await connectVfioUserPci(memdevSocket, 'memdev');
+  const memdev = await Memdev.attach(pci);
+  const ports = await Promise.all(
+    ptnetSockets.map(async (socket) => {
+      const ptnet = await connectVfioUserPci(socket, 'ptnet');
+      const driver = await PtnetDriver.attach(ptnet, memdev);
+      await driver.create();
+      return new Port(socket, driver, memdev, async () => ptnet.close());
+    }),
+  );
+  return {
+    ports,
+    off: async () => {
+      for (const port of ports) await port.close();
+      memdev.detach();
+      await pci.close();
+    },
+  };
 }
 
 /** Fills as many slots as there is room for, each with the next number; returns how many. */

@@ -155,6 +155,29 @@ test('R21: no user gets more ports or memory than the configuration says, also w
     await second.close();
   }));
 
+test('R21: a monitor counts as large as it is: as its port says, or its own name', () =>
+  withDaemon(limited.replace('20M', '24M').replace('maxPorts: 2', 'maxPorts: 9'), async (lab) => {
+    const open = (name: string): Promise<NetmapPort> => openPort(name, { runDir: lab.dir });
+    const counted = async (name: string): Promise<number> => {
+      const why = await open(name).then(
+        (port) => port.close().then(() => ''),
+        (e: Error) => e.message,
+      );
+      return Number(/needs (\d+) bytes/.exec(why)?.[1] ?? 0);
+    };
+    // A small port: its monitor is small, though the default would be a large one.
+    const small = await open('vale0:s@conf:slots=64');
+    const one = await open('vale0:s/r');
+    const real = lab.status.regions.reduce((sum, region) => sum + region.bytes, 0);
+    assert.ok(real < 2 * 2 ** 20, `${real} bytes`);
+    assert.equal(await counted('vale0:s/r@conf:rx-slots=512'), 0, 'it fits');
+    // A large one, and a small one with a long ring: their monitors are as large.
+    const large = await open('vale0:l@conf:rx-rings=7,tx-slots=64');
+    assert.ok((await counted('vale0:l/r')) > 14 * 2 ** 20);
+    assert.ok((await counted('vale0:l/r@conf:rx-slots=4096')) > 56 * 2 ** 20);
+    for (const port of [one, small, large]) await port.close();
+  }));
+
 test('R21: a region by name counts as a whole, once, for the user who makes it', () =>
   withDaemon(limited.replace('20M', '200M').replace('maxPorts: 2', 'maxPorts: 9'), async (lab) => {
     const open = (name: string): Promise<NetmapPort> => openPort(name, { runDir: lab.dir, txSlots: 64, rxSlots: 64 });
