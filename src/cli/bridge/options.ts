@@ -22,20 +22,25 @@ export interface BridgeJob {
   readonly verbose: boolean;
 }
 
+/** The port of the host's stack at an interface: "netmap:eth1" is "netmap:eth1^". @throws UsageError */
+function hostStackOf(port: string): string {
+  const [, name, rest] = /^(netmap:[A-Za-z0-9_.]+)([/@].*)?$/.exec(port) ?? [];
+  if (name !== undefined) return `${name}^${rest ?? ''}`;
+  throw new UsageError(
+    `bridge needs two ports: a single interface (netmap:IF) is joined with the host's stack, which ${port} has not; ` +
+      '-L sends what it receives back to it',
+  );
+}
+
 /** @param words what stands behind the options: [ifa [ifb [burst]]] */
 export function parseBridge(flags: BridgeFlags, words: readonly string[]): BridgeJob {
   const given = flags.i ?? [];
   if (given.length > 2) throw new UsageError('-i: at most two ports');
-  const a = words[0] ?? given[0];
-  if (a === undefined) throw new UsageError('-i PORT is missing: the ports to join, e.g. -i vale0:x -i vale1:x');
-  const b = words[1] ?? given[1] ?? a;
+  const first = words[0] ?? given[0];
+  if (first === undefined) throw new UsageError('-i PORT is missing: the ports to join, e.g. -i vale0:x -i vale1:x');
+  const b = words[1] ?? given[1] ?? first;
   const loopback = flags.L ?? false;
-  if (a === b && !loopback) {
-    throw new UsageError(
-      `bridge needs two ports: a single one is joined with its host rings, which ${a} has not; ` +
-        '-L sends what it receives back to it',
-    );
-  }
+  const a = first === b && !loopback ? hostStackOf(first) : first;
   if (loopback && a !== b) throw new UsageError('-L is for one port, not two');
   return {
     a,

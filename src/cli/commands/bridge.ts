@@ -5,6 +5,7 @@ import { type NetmapPort, openPort, POLLIN, POLLOUT, PortSet } from '../../api/i
 import { Moved, portsMove } from '../bridge/move.ts';
 import { type BridgeFlags, type BridgeJob, parseBridge } from '../bridge/options.ts';
 import { type CommonFlags, collect, command } from '../command.ts';
+import { leavesRegionOpen, regionOf } from '../regions.ts';
 import { Cancel } from '../signals.ts';
 
 /** Longest time in poll(2) without a look at signals. */
@@ -15,12 +16,13 @@ const BREATH_MS = 10;
 export function bridgeCommand(): Command {
   return command('bridge', 'pass packets between two ports, both ways', [
     ['ptnet bridge -i vale0:x -i vale1:x', 'join two switches'],
+    ['ptnet bridge -i netmap:eth1', "a network card and the host's own network stack at it"],
     ['ptnet bridge -L -i vale0:echo', 'send back what arrives'],
   ])
     .argument('[ifa]', 'instead of the first -i')
     .argument('[ifb]', 'instead of the second -i')
     .argument('[burst]', 'instead of -b')
-    .option('-i <port>', 'a port to join; twice', collect)
+    .option('-i <port>', "a port to join; twice (a single interface is joined with the host's stack)", collect)
     .option('-b <burst>', 'most slots to pass on at a time (default: 1024)')
     .option('-w <seconds>', 'wait before starting (default: 0)')
     .option('-c', 'always copy, also between ports in one memory region')
@@ -46,7 +48,7 @@ async function bridge(flags: BridgeFlags & CommonFlags, words: readonly string[]
       checkSizes(a, b);
       checkSizes(b, a);
     }
-    log(`zero copy ${zeroCopy ? '' : 'not '}supported`);
+    log(zeroCopy ? 'zero copy' : `copying: ${job.zeroCopy ? 'the ports lie in two memory regions' : '-c'}`);
     if (job.waitSeconds > 0) {
       log(`waiting ${job.waitSeconds} s`);
       await setTimeout(job.waitSeconds * 1000);
@@ -61,13 +63,27 @@ async function bridge(flags: BridgeFlags & CommonFlags, words: readonly string[]
   }
 }
 
-/** Opens both ports; the second in the region of the first, if it can be there and is not said to be elsewhere. */
+/** Opens both ports, in one region if that can be, for which one is made unless a name says one. */
 async function openBoth(job: BridgeJob, runDir: string | undefined): Promise<[NetmapPort, NetmapPort]> {
   const options = runDir === undefined ? {} : { runDir };
-  const a = await openPort(job.a, options);
-  if (job.loopback) return [a, a];
+  if (job.loopback) {
+    const port = await openPort(job.a, options);
+    return [port, port];
+  }
+  const region = regionOf(job.a) ?? regionOf(job.b) ?? `@bridge${process.pid}`;
+  const open = async (name: string): Promise<NetmapPort> => {
+    if (job.zeroCopy && leavesRegionOpen(name)) {
+      try {
+        return await openPort(name + region, options);
+      } catch {
+        // It lies elsewhere already, or there is no room or permission for that region: wherever it likes, then.
+      }
+    }
+    return openPort(name, options);
+  };
+  const a = await open(job.a);
   try {
-    return [a, await openPort(job.b, options)];
+    return [a, await open(job.b)];
   } catch (e) {
     await a.close();
     throw e;
@@ -77,7 +93,7 @@ async function openBoth(job: BridgeJob, runDir: string | undefined): Promise<[Ne
 function checkSizes(from: NetmapPort, to: NetmapPort): void {
   if (from.bufSize <= to.bufSize) return;
   const sizes = `the buffers of ${from.name} have ${from.bufSize} bytes, those of ${to.name} only ${to.bufSize}`;
-  throw new Error(`${sizes}: packets would not fit; open both with one buffer size, or in one region (@ID)`);
+  throw new Error(`${sizes}: packets would not fit; open both with one buffer size`);
 }
 
 function totalText(from: string, to: string, moved: Moved): string {

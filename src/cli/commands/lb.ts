@@ -2,9 +2,12 @@
 import { setImmediate, setTimeout } from 'node:timers/promises';
 import type { Command } from 'commander';
 import { type NetmapPort, openPort, POLLIN, POLLOUT, PortSet } from '../../api/index.ts';
+import { createLogger } from '../../host/log.ts';
 import { type CommonFlags, collect, command } from '../command.ts';
 import { Balancer, Output } from '../lb/balancer.ts';
 import { type LbFlags, type LbJob, parseLb, pipeNames } from '../lb/options.ts';
+import { Stats } from '../lb/stats.ts';
+import { regionOf } from '../regions.ts';
 import { Cancel } from '../signals.ts';
 
 /** Longest time in poll(2) without a look at signals, and the same while there is work. */
@@ -23,6 +26,7 @@ export function lbCommand(): Command {
     .option('-b <batch>', 'most packets between two looks at the input (default: 2048)')
     .option('-w <seconds>', 'wait before starting (default: 0)')
     .option('-W', 'wait busily: fastest, with all of one CPU')
+    .option('-s <seconds>', 'statistics in the log (stderr) so often (default: 0, never)')
     .option('-o <seconds>', 'statistics on stdout so often, as JSON lines (default: 0, never)')
     .action((flags: LbFlags & CommonFlags) => lb(flags));
 }
@@ -73,11 +77,26 @@ async function lb(flags: LbFlags & CommonFlags): Promise<void> {
   }
 }
 
-/** The region that a port's name says: what stands behind an "@" and is no option. */
-export function regionOf(port: string): string | undefined {
-  const parts = port.split('@').slice(1);
-  const id = parts.find((part) => !/^(conf:|share=|offset|extmem)/.test(part));
-  return id === undefined ? undefined : `@${id}`;
+/** Statistics that are due every so many seconds; 0: never. */
+class Report {
+  readonly #stats: Stats;
+  readonly #ms: number;
+  readonly #print: (line: Record<string, unknown>) => void;
+  #due: number;
+
+  constructor(seconds: number, stats: Stats, print: (line: Record<string, unknown>) => void) {
+    this.#stats = stats;
+    this.#ms = seconds > 0 ? 1000 * seconds : Number.POSITIVE_INFINITY;
+    this.#print = print;
+    this.#due = performance.now() + this.#ms;
+  }
+
+  /** Prints what is due. */
+  print(now: number): void {
+    if (now < this.#due) return;
+    this.#due = now + this.#ms;
+    for (const line of this.#stats.lines(now)) this.#print(line);
+  }
 }
 
 /** Distributes until cancelled. @param pipes ports of the balancer's outputs, in order */
@@ -88,19 +107,22 @@ async function lbLoop(
   balancer: Balancer,
   cancel: { readonly cancelled: boolean },
 ): Promise<void> {
+  const logger = createLogger('info');
   const set = new PortSet([input, ...pipes]);
   set.events[0] = POLLIN;
   let breathAt = 0;
-  let statsAt = performance.now() + 1000 * job.statsSeconds;
+  const reports = [
+    new Report(job.stdoutSeconds, new Stats(job.port, balancer, performance.now()), (line) => {
+      process.stdout.write(`${JSON.stringify(line)}\n`);
+    }),
+    new Report(job.logSeconds, new Stats(job.port, balancer, performance.now()), (line) => logger.info(line, 'lb')),
+  ];
   while (!cancel.cancelled) {
     const now = performance.now();
     if (now >= breathAt) {
       await setImmediate();
       breathAt = now + BREATH_MS;
-      if (job.statsSeconds > 0 && now >= statsAt) {
-        statsAt = now + 1000 * job.statsSeconds;
-        process.stdout.write(statsText(job, balancer));
-      }
+      for (const report of reports) report.print(now);
     }
     for (let i = 0; i < pipes.length; i++) {
       // What a pipe has not taken back is waited for; its tail tells.
@@ -115,29 +137,4 @@ async function lbLoop(
     for (const ring of input.rxRings) balancer.take(input.m, ring, job.batch);
   }
   set.poll(0);
-}
-
-/** As netmap lb's lines: one for each pipe, one for all. */
-function statsText(job: LbJob, balancer: Balancer): string {
-  const ts = Date.now() / 1000;
-  const outputs = balancer.groups.flat();
-  const lines = outputs.map((o, i) => ({
-    ts,
-    interface: o.name,
-    output_ring: i,
-    packets_forwarded: o.packets,
-    packets_dropped: o.dropped,
-    overflow_queue_size: o.queue.n,
-  }));
-  const all = {
-    ts,
-    interface: job.port,
-    output_ring: null,
-    packets_received: balancer.received,
-    packets_forwarded: outputs.reduce((sum, o) => sum + o.packets, 0),
-    packets_dropped: balancer.dropped,
-    non_ip_packets: balancer.nonIp,
-    free_buffer_slots: balancer.freeBuffers,
-  };
-  return [...lines, all].map((line) => `${JSON.stringify(line)}\n`).join('');
 }

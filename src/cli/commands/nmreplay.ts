@@ -2,6 +2,7 @@
 import { setTimeout } from 'node:timers/promises';
 import type { Command } from 'commander';
 import { openPort } from '../../api/index.ts';
+import { pinThread } from '../../os/index.ts';
 import { type CommonFlags, command } from '../command.ts';
 import { UsageError } from '../errors.ts';
 import { parseBandwidth, parseDelay, parseLoss, random } from '../nmreplay/models.ts';
@@ -18,6 +19,7 @@ interface Flags extends CommonFlags {
   readonly L?: string;
   readonly b?: string;
   readonly w?: string;
+  readonly C?: string;
   readonly v?: boolean;
   readonly loops?: string;
   readonly seed?: string;
@@ -36,6 +38,7 @@ export function nmreplayCommand(): Command {
     .option('-L <loss>', '[plr,]P or ber,P (default: 0)')
     .option('-b <burst>', 'most packets at a time (default: 1024)')
     .option('-w <seconds>', 'wait before starting (default: 0)')
+    .option('-C <cpu[,cpu[,cpu,cpu]]>', 'pin to a CPU: the first; the other threads of netmap are not there')
     .option('-v', 'say each second what was sent')
     .option('--loops <n>', 'how often the capture is sent; 0 has no end (default: 0)')
     .option('--seed <n>', 'what random delays and losses are made from (default: 1)')
@@ -50,8 +53,10 @@ async function nmreplay(flags: Flags): Promise<void> {
   const burst = whole('-b', flags.b ?? '1024', 1, 8192);
   const loops = whole('--loops', flags.loops ?? '0', 0, Number.MAX_SAFE_INTEGER) || Number.POSITIVE_INFINITY;
   const waitSeconds = whole('-w', flags.w ?? '0', 0, 100);
+  const cpu = flags.C === undefined ? undefined : firstCpu(flags.C);
   const trace = Trace.read(flags.f);
   const schedule = new Schedule(trace, loops, ...models);
+  if (cpu !== undefined) pinThread(cpu);
   using cancel = new Cancel();
   const port = await openPort(flags.i, flags.runDir === undefined ? {} : { runDir: flags.runDir });
   try {
@@ -67,6 +72,13 @@ async function nmreplay(flags: Flags): Promise<void> {
   } finally {
     await port.close();
   }
+}
+
+/** -C: one, two or four CPUs, the first of which is the sending thread's. */
+function firstCpu(text: string): number {
+  const cpus = text.split(',').map((cpu) => whole('-C', cpu, 0, 1023));
+  if (![1, 2, 4].includes(cpus.length)) throw new UsageError(`-C ${text}: must be 1, 2 or 4 CPUs, e.g. -C 2`);
+  return cpus[0]!;
 }
 
 function eachSecond(start: number): (done: Replayed) => void {

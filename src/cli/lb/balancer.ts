@@ -72,6 +72,7 @@ export class Output {
   packets = 0;
   bytes = 0;
   dropped = 0;
+  droppedBytes = 0;
 
   constructor(name: string, port: Pick<PktPort, 'txRings'>, queueSize: number) {
     this.name = name;
@@ -174,6 +175,7 @@ export class Balancer {
       if (out.queue.size - out.queue.n < slots || this.#free.length < slots) {
         out.dropped += 1;
         this.dropped += 1;
+        for (let i = 0, j = at; i < slots; i++, j = src.next(j)) out.droppedBytes += src.len(j);
         return;
       }
     }
@@ -200,6 +202,7 @@ export class Balancer {
     for (let taken = 0; queue.n > 0 && (taken < REVOKE || this.#free.length < wanted); ) {
       for (let slots = queue.packet(); slots > 0; slots--, taken++) {
         this.#free.push(queue.idx());
+        longest.droppedBytes += queue.len();
         queue.shift();
       }
       longest.dropped += 1;

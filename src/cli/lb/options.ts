@@ -9,6 +9,7 @@ export interface LbFlags {
   b?: string;
   w?: string;
   W?: boolean;
+  s?: string;
   o?: string;
 }
 
@@ -25,8 +26,9 @@ export interface LbJob {
   readonly batch: number;
   readonly waitSeconds: number;
   readonly busyWait: boolean;
-  /** Seconds between lines of statistics; 0: none. */
-  readonly statsSeconds: number;
+  /** Seconds between statistics in the log and on stdout; 0: none. */
+  readonly logSeconds: number;
+  readonly stdoutSeconds: number;
 }
 
 export function parseLb(flags: LbFlags): LbJob {
@@ -38,7 +40,8 @@ export function parseLb(flags: LbFlags): LbJob {
     batch: whole('-b', flags.b ?? '2048', 1, 65536),
     waitSeconds: whole('-w', flags.w ?? '0', 0, 100),
     busyWait: flags.W ?? false,
-    statsSeconds: whole('-o', flags.o ?? '0', 0, 3600),
+    logSeconds: whole('-s', flags.s ?? '0', 0, 3600),
+    stdoutSeconds: whole('-o', flags.o ?? '0', 0, 3600),
   };
 }
 

@@ -98,9 +98,12 @@ test('options: -i twice or two words; one port needs -L', () => {
   const words = parseBridge({}, ['vale0:a', 'vale1:a', '7']);
   assert.deepEqual([words.a, words.b, words.burst, words.zeroCopy], ['vale0:a', 'vale1:a', 7, true]);
   assert.equal(parseBridge({ i: ['vale0:a'], L: true }, []).loopback, true);
+  const host = parseBridge({ i: ['netmap:eth1@lab'] }, []);
+  assert.deepEqual([host.a, host.b], ['netmap:eth1^@lab', 'netmap:eth1@lab']);
   for (const [flags, pattern] of [
     [{}, /-i PORT is missing/],
     [{ i: ['vale0:a'] }, /needs two ports: .*-L/],
+    [{ i: ['netmap:x{1'] }, /needs two ports: .*-L/],
     [{ i: ['a', 'b', 'c'] }, /at most two/],
     [{ i: ['a', 'b'], L: true }, /-L is for one port/],
     [{ i: ['a', 'b'], b: '0' }, /-b 0: must be/],

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { views } from '../../../src/abi/index.ts';
 import { NS_BUF_CHANGED, NS_MOREFRAG } from '../../../src/api/index.ts';
-import { regionOf } from '../../../src/cli/commands/lb.ts';
+import { leavesRegionOpen, regionOf } from '../../../src/cli/regions.ts';
 import { Balancer, Output } from '../../../src/cli/lb/balancer.ts';
 import { flowHash, seen } from '../../../src/cli/lb/hash.ts';
 import { parseLb, pipeNames } from '../../../src/cli/lb/options.ts';
@@ -191,6 +191,10 @@ test('options and names of pipes: groups, numbering', () => {
     '@7',
     undefined,
   ]);
+  assert.deepEqual(
+    ['vale0:x', 'vale0:x/r@conf:slots=9', 'vale0:x@lab', 'vale0:x@share=y', 'ptnet:0'].map(leavesRegionOpen),
+    [true, true, false, false, false],
+  );
   assert.throws(() => parseLb({}), /-i PORT is missing/);
   assert.throws(() => parseLb({ i: 'x', p: ['a:b'] }), /-p a:b: must be/);
   assert.throws(() => parseLb({ i: 'x', p: ['0'] }), /-p 0: must be/);
