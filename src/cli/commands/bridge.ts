@@ -53,10 +53,10 @@ async function bridge(flags: BridgeFlags & CommonFlags, words: readonly string[]
       log(`waiting ${job.waitSeconds} s`);
       await setTimeout(job.waitSeconds * 1000);
     }
-    log(`${a.name} ${a.rxRings.length} rx rings ${job.loopback ? 'back to itself' : `<-> ${b.name}`}`);
+    log(`${job.a} ${a.rxRings.length} rx rings ${job.loopback ? 'back to itself' : `<-> ${job.b}`}`);
     const [ab, ba] = await bridgeLoop(job, a, b, zeroCopy, cancel, log);
-    process.stdout.write(totalText(a.name, b.name, ab));
-    if (!job.loopback) process.stdout.write(totalText(b.name, a.name, ba));
+    process.stdout.write(totalText(job.a, job.b, ab));
+    if (!job.loopback) process.stdout.write(totalText(job.b, job.a, ba));
   } finally {
     await a.close();
     if (b !== a) await b.close();
