@@ -15,6 +15,7 @@ import { benchGrowth } from './growth.ts';
 import { benchGuests } from './guests.ts';
 import { benchIdle } from './idle.ts';
 import { benchLatency } from './latency.ts';
+import { benchMonitors } from './monitors.ts';
 import { benchNet } from './net.ts';
 import { benchPeers } from './peers.ts';
 import { Quiet } from './quiet.ts';
@@ -35,6 +36,7 @@ const benches: Readonly<Record<string, Bench>> = {
   latency: { run: benchLatency, ms: 2000, rounds: 1 },
   idle: { run: benchIdle, ms: 2000, rounds: 1 },
   growth: { run: benchGrowth, ms: 200, rounds: 1 },
+  monitors: { run: benchMonitors, ms: 500, rounds: 9, onlyByName: true },
   net: { run: benchNet, ms: 3000, rounds: 3, onlyByName: true },
   peers: { run: benchPeers, ms: 1500, rounds: 3, onlyByName: true },
 };

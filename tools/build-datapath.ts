@@ -5,12 +5,12 @@
  * 1. Writes src/datapath/layouts.generated.ts from the tables of src/abi.
  * 2. Checks the sources and, after compiling, the module (R4, R5: tools/check-datapath.ts).
  */
-import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import * as abi from '../src/abi/index.ts';
 import { checkModule, checkSource } from './check-datapath.ts';
+import { compileDatapath } from './compile-datapath.ts';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '../..');
 const sourceDir = join(root, 'src/datapath');
@@ -41,22 +41,14 @@ if (!existsSync(generated) || readFileSync(generated, 'utf8') !== layouts) write
 const sources = readdirSync(sourceDir)
   .filter((name) => name.endsWith('.ts'))
   .map((name) => join(sourceDir, name));
-const inputs = [...sources, fileURLToPath(import.meta.url), join(root, 'package-lock.json')];
+const tools = ['build-datapath.js', 'compile-datapath.js'].map((name) => join(root, 'dist/tools', name));
+const inputs = [...sources, ...tools, join(root, 'package-lock.json')];
 if (modified(output) < Math.max(...inputs.map(modified))) {
   const faults = sources.flatMap((file) => checkSource(file, readFileSync(file, 'utf8')));
   if (faults.length > 0) throw new Error(`src/datapath:\n${faults.join('\n')}`);
   mkdirSync(dirname(output), { recursive: true });
-  const asc = join(root, 'node_modules/assemblyscript/bin/asc.js');
   const next = `${output}.new`;
-  const flags = (
-    '--runtime stub --noAssert --optimizeLevel 3 --shrinkLevel 0 --disableWarning 112 ' +
-    '--enable simd --enable threads --disable bulk-memory ' +
-    '--importMemory --sharedMemory --noExportMemory --initialMemory 1 --maximumMemory 65536'
-  ).split(' ');
-  execFileSync(process.execPath, [asc, join(sourceDir, 'index.ts'), '--outFile', next, ...flags], {
-    cwd: root,
-    stdio: ['ignore', 'inherit', 'inherit'],
-  });
+  compileDatapath(join(sourceDir, 'index.ts'), next);
   const bad = checkModule(readFileSync(next));
   if (bad.length > 0) throw new Error(`${output}:\n${bad.join('\n')}`);
   renameSync(next, output);
