@@ -46,6 +46,31 @@ test('bridge joins two switches: every ping is answered through it', async () =>
   assert.equal(Number(back.exec(bridge.stdout)?.[1]), 500);
 });
 
+test('bridge exchanges buffers without being asked, and copies where it must; txseq and rxseq see every packet in order', async () => {
+  const ends = ['-i', 'netmap:in}1', '-i', 'netmap:out{1'];
+  for (const [how, says] of [
+    [[], /^zero copy/],
+    [['-c'], /^copying: -c/],
+  ] as const) {
+    const bridge = new PtnetProcess(['bridge', '--run-dir', runDir, ...ends, ...how]);
+    await bridge.says(/<->/);
+    assert.match(bridge.stderr, says);
+    const rx = await PktGen.start(runDir, 'netmap:out}1', ['-f', 'rxseq', '-n', '20000']);
+    const tx = await PktGen.start(runDir, 'netmap:in{1', ['-f', 'txseq', '-n', '20000']);
+    assert.equal((await tx.result(30_000)).packets, 20_000);
+    const { packets, sequence } = await rx.result(30_000);
+    assert.deepEqual([packets, sequence], [20_000, { gaps: 0, lost: 0, outOfOrder: 0, others: 0 }]);
+    assert.equal(await bridge.end(), 0);
+  }
+  // The pipe lies in the region of the process that has its other end.
+  const rx = await PktGen.start(runDir, 'netmap:there{1', ['-f', 'rx']);
+  const bridge = new PtnetProcess(['bridge', '--run-dir', runDir, '-i', 'netmap:there}1', '-i', 'vale0:here']);
+  await bridge.says(/<->/);
+  assert.match(bridge.stderr, /^copying: the ports lie in two memory regions/);
+  await bridge.end();
+  await rx.end();
+});
+
 test('bridge -L: an echo', async () => {
   const echo = new PtnetProcess(['bridge', '--run-dir', runDir, '-L', '-i', 'vale0:echo']);
   await echo.says(/back to itself/);
@@ -61,7 +86,19 @@ test('nmreplay sends a capture with its timing; pkt-gen -P its first packet', as
   const file = join(dir, 'a.pcapng');
   capture(file, 200);
   const rx = await PktGen.start(runDir, 'vale0:rx', ['-f', 'rx', '-n', '210']);
-  const { code, stdout } = await ptnet(['nmreplay', '--run-dir', runDir, '-f', file, '-i', 'vale0:tx', '--loops', '1']);
+  const { code, stdout } = await ptnet([
+    'nmreplay',
+    '--run-dir',
+    runDir,
+    '-f',
+    file,
+    '-i',
+    'vale0:tx',
+    '--loops',
+    '1',
+    '-C',
+    '0',
+  ]);
   assert.equal(code, 0);
   const [, packets, bytes, seconds] = /Sent (\d+) packets (\d+) bytes in ([\d.]+) seconds/.exec(stdout) ?? [];
   assert.deepEqual([packets, bytes], ['200', '20000']);
@@ -70,6 +107,8 @@ test('nmreplay sends a capture with its timing; pkt-gen -P its first packet', as
   assert.match(tx.stdout, /Sent 10 packets 1000 bytes/);
   const result = await rx.result(30_000);
   assert.deepEqual([result.packets, result.bytes], [210, 21_000]);
+  const wrong = await ptnet(['nmreplay', '-f', file, '-i', 'vale0:tx', '-C', '1,2,3']);
+  assert.deepEqual([wrong.code, wrong.stderr], [2, 'ptnet: -C 1,2,3: must be 1, 2 or 4 CPUs, e.g. -C 2\n']);
   const none = await ptnet(['nmreplay', '--run-dir', runDir, '-f', join(dir, 'none'), '-i', 'vale0:tx']);
   assert.deepEqual([none.code, /^ptnet: ENOENT: .*none/.test(none.stderr)], [1, true]);
 });
@@ -97,7 +136,23 @@ test('dump: both directions of a port while pings pass, to a file and to a pipe'
 test('lb: a connection goes to one pipe of each group, and the second group gets what the first has read', async () => {
   // The input's ring and the extra buffers have room for all packets, however slow a machine is.
   const input = 'vale4:in@conf:rx-slots=4096';
-  const lb = new PtnetProcess(['lb', '--run-dir', runDir, '-i', input, '-p', 'ids:2', '-p', 'log:1', '-B', '8000']);
+  const lb = new PtnetProcess([
+    'lb',
+    '--run-dir',
+    runDir,
+    '-i',
+    input,
+    '-p',
+    'ids:2',
+    '-p',
+    'log:1',
+    '-B',
+    '8000',
+    '-o',
+    '1',
+    '-s',
+    '1',
+  ]);
   await lb.says(/8000 extra buffers/);
   const ids = [
     await PktGen.start(runDir, 'netmap:ids}0', ['-f', 'rx']),
@@ -109,7 +164,18 @@ test('lb: a connection goes to one pipe of each group, and the second group gets
   await tx.result(30_000);
   assert.equal((await log.result(30_000)).packets, 3200);
   const [a, b] = (await Promise.all(ids.map((r) => r.result(0)))).map((r) => r.packets);
+  const all = /\{.*"output_ring":null,"packets_received":3200,"packets_forwarded":6400,"packets_dropped":0,.*\}/;
+  await lb.says(all);
   assert.equal(await lb.end(), 0);
+  const lines = lb.stdout.split('\n').filter((line) => all.test(line));
+  assert.deepEqual(
+    Object.keys(JSON.parse(lines[0]!) as object).filter((key) => key.includes('rate')),
+    ['data_forward_rate_Mbps', 'data_drop_rate_Mbps', 'packet_forward_rate_kpps', 'packet_drop_rate_kpps'],
+  );
+  assert.ok(
+    lb.stderr.split('\n').some((line) => all.test(line) && line.includes('"msg":"lb"')),
+    'the log has it, too',
+  );
   assert.equal(a! + b!, 3200);
   assert.equal(a! % 50, 0, 'all packets of a connection');
   assert.ok(a! > 500 && b! > 500);

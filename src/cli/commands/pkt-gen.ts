@@ -9,6 +9,7 @@ import { errno, pinThread, SysError } from '../../os/index.ts';
 import { FUNCTIONS, type Job, type PktGenFlags, parseJob } from '../pkt-gen/options.ts';
 import { pingLoop, pongLoop } from '../pkt-gen/ping-pong.ts';
 import { makeResult, type PktGenResult, summary } from '../pkt-gen/report.ts';
+import { SequenceCheck } from '../pkt-gen/sequence.ts';
 import { type PktPort, Run } from '../pkt-gen/run.ts';
 import { Cancel } from '../signals.ts';
 import { runThreads } from '../pkt-gen/threads.ts';
@@ -22,6 +23,7 @@ export function pktGenCommand(): Command {
       'ptnet pkt-gen -i vale0:b -f tx -R 10000 -d 10.0.0.2:53 -D 02:00:00:00:00:01',
       '10000 packets a second to one address',
     ],
+    ['ptnet pkt-gen -i vale0:a -f rxseq', 'see whether what txseq sends arrives whole and in order'],
     ['ptnet pkt-gen -i vale0:a -f pong', 'answer pings'],
     ['ptnet pkt-gen -i vale0:b -f ping -n 10000 --json', 'measure 10000 round trips; the result as JSON'],
   ])
@@ -54,6 +56,7 @@ export function pktGenCommand(): Command {
     .option('-r', 'tx: send what is in the buffers, without writing packets')
     .option('-H <bytes>', 'an empty VirtIO network header in front of each packet: 0 or 12 (default: 0)')
     .option('-I', 'indirect buffers: refused')
+    .option('-o <bits>', 'options as a number: 4 or 8 copy always, 64 -X, 256 -r, 512 -z, 1024 -Z, 2048 -A', collect)
     .option('-p <threads>', 'threads, each on one pair of rings (default: 1, for all rings)')
     .option('-a <cpu>', 'pin the first thread to a CPU, more threads to the next ones')
     .option('-c <cpus>', 'with -a: how many CPUs to use (default: 0, all from that one on)')
@@ -137,9 +140,11 @@ export async function runJob(port: PktPort, run: Run): Promise<PktGenResult> {
       randomSrc: job.randomSrc,
       randomDst: job.randomDst,
       vnetHdrLen: job.vnetHdrLen,
+      sequence: job.func === 'txseq',
     });
   switch (job.func) {
-    case 'tx': {
+    case 'tx':
+    case 'txseq': {
       const { packetFile, vnetHdrLen } = job;
       const packet: Packet = packetFile === undefined ? makeFrame() : new RawPacket(packetOf(packetFile), vnetHdrLen);
       await txLoop(port, run, packet);
@@ -148,6 +153,11 @@ export async function runJob(port: PktPort, run: Run): Promise<PktGenResult> {
     case 'rx':
       await rxLoop(port, run);
       return makeResult(job, port.mac, counters);
+    case 'rxseq': {
+      const check = new SequenceCheck(port.rxRings.length, job.vnetHdrLen, run.log);
+      await rxLoop(port, run, check);
+      return { ...makeResult(job, port.mac, counters), sequence: check.result };
+    }
     case 'ping':
       return makeResult(job, port.mac, counters, await pingLoop(port, run, makeFrame()));
     case 'pong':
@@ -158,8 +168,9 @@ export async function runJob(port: PktPort, run: Run): Promise<PktGenResult> {
 
 /** pkt-gen's first lines. */
 function introduce(job: Job, port: PktPort, print: (text: string) => void): void {
-  const doing = { tx: 'Sending on', rx: 'Receiving from', ping: 'Working on', pong: 'Working on' }[job.func];
-  const queues = (job.func === 'tx' ? port.txRings : port.rxRings).length;
+  const sends = job.func.startsWith('tx');
+  const doing = sends ? 'Sending on' : job.func.startsWith('rx') ? 'Receiving from' : 'Working on';
+  const queues = (sends ? port.txRings : port.rxRings).length;
   print(`${doing} ${job.port}: ${queues} queues, 1 threads and 1 cpus.\n`);
   if (job.verbose) {
     for (const [dir, rings] of [

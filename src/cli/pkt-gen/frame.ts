@@ -34,6 +34,8 @@ export interface FrameSpec {
   readonly randomDst?: boolean;
   /** Bytes of an empty VirtIO network header in front of the packet: 0 or 12. */
   readonly vnetHdrLen?: number;
+  /** The payload begins with the packet's number (u32, big endian), which `advance` increases. */
+  readonly sequence?: boolean;
 }
 
 /** Ethernet, IPv4 and UDP headers: where the payload begins. */
@@ -85,9 +87,8 @@ export class RawPacket implements Packet {
   setSize(): void {
     throw new Error('a packet of a file has one size');
   }
-  advance(): void {
-    throw new Error('a packet of a file does not change');
-  }
+  /** It does not change. */
+  advance(): void {}
   copyTo(m: Views, ofs: number): void {
     copyPacket(this.#words, this.bytes, this.slotLen, m, ofs);
   }
@@ -111,6 +112,7 @@ export class Frame implements Packet {
   #srcPort: number;
   #dstIp: number;
   #dstPort: number;
+  #sequence = 0;
 
   constructor(spec: FrameSpec) {
     const { src, dst, size, vnetHdrLen = 0 } = spec;
@@ -142,13 +144,14 @@ export class Frame implements Packet {
     const end = vnetHdrLen + size;
     for (let i = this.#payload; i < end; i++) b[i] = TEXT.charCodeAt((i - this.#payload) % TEXT.length);
     if (end > this.#payload) b[end - 1] = 0;
+    if (spec.sequence) b.fill(0, this.#payload, this.#payload + 4);
     const words = (end - this.#payload) >> 1;
     this.#payloadSums = new Uint32Array(words + 1);
     for (let i = 0; i < words; i++) {
       this.#payloadSums[i + 1] = this.#payloadSums[i]! + this.#word(this.#payload + 2 * i);
     }
-    if (spec.randomSrc || spec.randomDst) this.advance();
-    else this.#writeHeaders();
+    if (spec.randomSrc || spec.randomDst) this.#walk();
+    this.#writeHeaders();
   }
 
   get size(): number {
@@ -165,8 +168,14 @@ export class Frame implements Packet {
     this.#writeHeaders();
   }
 
-  /** Goes on to the next source port, source address, destination port, destination address of the ranges. */
+  /** Goes on to the next number, and to the next source port, source address, destination port, destination address of the ranges. */
   advance(): void {
+    this.#sequence = (this.#sequence + 1) >>> 0;
+    this.#walk();
+    this.#writeHeaders();
+  }
+
+  #walk(): void {
     const { src, dst, randomSrc, randomDst } = this.#spec;
     if (randomSrc) {
       this.#srcIp = this.#randomIp();
@@ -179,7 +188,6 @@ export class Frame implements Packet {
     if (randomSrc || this.#advanceSrc(src)) {
       if (!randomDst) this.#advanceDst(dst);
     }
-    this.#writeHeaders();
   }
 
   copyTo(m: Views, ofs: number): void {
@@ -254,11 +262,14 @@ export class Frame implements Packet {
     this.#put16(udp, this.#srcPort);
     this.#put16(udp + 2, this.#dstPort);
     this.#put16(udp + 4, udpLen);
+    const number = this.#spec.sequence ? this.#sequence : 0;
+    if (this.#spec.sequence) this.#put32(this.#payload, number);
     if (!this.#spec.udpChecksum) return;
     const payload = end - this.#payload;
     const odd = (payload & 1) === 1 ? this.bytes[end - 1]! << 8 : 0;
     // Pseudo-header (addresses, protocol, length), header, payload.
-    const sum = addresses + 17 + udpLen + this.#srcPort + this.#dstPort + udpLen + odd;
+    const numbers = (number >>> 16) + (number & 0xffff);
+    const sum = addresses + 17 + udpLen + this.#srcPort + this.#dstPort + udpLen + odd + numbers;
     this.#put16(udp + 6, fold(sum + this.#payloadSums[payload >> 1]!) || 0xffff);
   }
 }

@@ -5,9 +5,10 @@
 import { UsageError } from '../errors.ts';
 import { whole } from '../numbers.ts';
 import { ipv4Range, ipv6Range } from './addresses.ts';
-import { type IpRange, MAX_FRAME, MIN_FRAME, MIN_FRAME6, PAYLOAD_OFS } from './frame.ts';
+import { type IpRange, MAX_FRAME, MIN_FRAME, MIN_FRAME6 } from './frame.ts';
+import { SEQUENCE_PAYLOAD } from './sequence.ts';
 
-export const FUNCTIONS = ['tx', 'rx', 'ping', 'pong'] as const;
+export const FUNCTIONS = ['tx', 'rx', 'ping', 'pong', 'txseq', 'rxseq'] as const;
 export type PktGenFunction = (typeof FUNCTIONS)[number];
 
 /** The options as commander gives them. */
@@ -32,6 +33,7 @@ export interface PktGenFlags {
   a?: string;
   c?: string;
   p?: string;
+  o?: string[];
   4?: boolean;
   6?: boolean;
   z?: boolean;
@@ -67,6 +69,8 @@ export interface Job {
   readonly waitSeconds: number;
   /** Packets a second, 0 without limit. */
   readonly rate: number;
+  /** tx: write the packet into each buffer, also where it is already. */
+  readonly alwaysCopy: boolean;
   /** Slots of a packet. */
   readonly frags: number;
   /** Bytes of a fragment, if smaller than `size / frags`; 0: the buffer's size. */
@@ -103,7 +107,8 @@ const BROADCAST = [255, 255, 255, 255, 255, 255];
 /** Payload of a ping: sequence number, seconds, nanoseconds. */
 export const PING_PAYLOAD = 12;
 
-export function parseJob(flags: PktGenFlags): Job {
+export function parseJob(given: PktGenFlags): Job {
+  const flags = { ...given, ...optionBits(given.o ?? []) };
   if (flags.i === undefined) throw new UsageError('-i PORT is missing: the port to use, e.g. -i vale0:x');
   const func = FUNCTIONS.find((f) => f === (flags.f ?? 'rx'));
   if (func === undefined) throw new UsageError(`-f ${flags.f}: must be one of ${FUNCTIONS.join(', ')}`);
@@ -118,11 +123,14 @@ export function parseJob(flags: PktGenFlags): Job {
     );
   }
   if (flags.P !== undefined) excludedByFile(flags);
-  const minSize = func === 'ping' ? PAYLOAD_OFS + PING_PAYLOAD : v6 ? MIN_FRAME6 : MIN_FRAME;
+  const payload = { ping: PING_PAYLOAD, txseq: SEQUENCE_PAYLOAD }[func as string] ?? 0;
+  const minSize = (v6 ? MIN_FRAME6 : MIN_FRAME) + payload;
   const range = v6 ? ipv6Range : ipv4Range;
-  const size = whole('-l', flags.l === undefined && v6 ? '62' : largest, minSize, MAX_FRAME);
+  const size = whole('-l', flags.l === undefined && v6 ? String(MIN_FRAME6 + payload) : largest, minSize, MAX_FRAME);
   const rate = whole('-R', flags.R ?? '0', 0, 1e9);
   const frags = whole('-F', flags.F ?? '1', 1, 63);
+  if (func === 'txseq' && smallest !== undefined) throw new UsageError('-l twice (random sizes) is for tx');
+  if (func === 'txseq' && flags.r) throw new UsageError('-r is for tx: packets of txseq have numbers');
   if (smallest !== undefined && frags > 1) throw new UsageError('-l twice (random sizes) and -F exclude each other');
   return {
     port: flags.i,
@@ -138,6 +146,7 @@ export function parseJob(flags: PktGenFlags): Job {
     reportMs: whole('-T', flags.T ?? '1000', 10, 3_600_000),
     waitSeconds: whole('-w', flags.w ?? '0', 0, 3600),
     rate,
+    alwaysCopy: flags.alwaysCopy,
     frags,
     fragSize: flags.M === undefined ? 0 : whole('-M', flags.M, 1, MAX_FRAME),
     packetFile: flags.P,
@@ -156,6 +165,36 @@ export function parseJob(flags: PktGenFlags): Job {
     framingBits: flags.B ? FRAMING_BITS : 0,
     verbose: flags.v ?? false,
     json: flags.json ?? false,
+  };
+}
+
+/** Bits of -o that have a meaning here; most have a letter too. */
+const OPT = {
+  copy: 4,
+  memcpy: 8,
+  dump: 64,
+  rubbish: 256,
+  randomSrc: 512,
+  randomDst: 1024,
+  ppsStats: 2048,
+  updateCsum: 4096,
+};
+
+/** -o: numbers whose bits are put together, as pkt-gen does. Checksums are always right (4096). */
+function optionBits(texts: readonly string[]): PktGenFlags & { readonly alwaysCopy: boolean } {
+  const bits = texts.reduce((all, text) => all | whole('-o', text, 0, 65535), 0);
+  const unknown = bits & ~Object.values(OPT).reduce((all, bit) => all | bit, 0);
+  if (unknown !== 0) {
+    const known = Object.values(OPT).join(', ');
+    throw new UsageError(`-o: ${unknown} has no meaning here, only ${known} have: docs/pkt-gen.md says what they do`);
+  }
+  return {
+    alwaysCopy: (bits & (OPT.copy | OPT.memcpy)) !== 0,
+    ...(bits & OPT.dump ? { X: true } : {}),
+    ...(bits & OPT.rubbish ? { r: true } : {}),
+    ...(bits & OPT.randomSrc ? { z: true } : {}),
+    ...(bits & OPT.randomDst ? { Z: true } : {}),
+    ...(bits & OPT.ppsStats ? { A: true } : {}),
   };
 }
 
@@ -180,13 +219,13 @@ function vnetHdrLen(text: string | undefined, func: PktGenFunction): number {
   if (bytes === 0) return 0;
   if (bytes !== 12)
     throw new UsageError(`-H ${text}: must be 0 or 12: a ptnet driver knows the VirtIO header of 12 bytes`);
-  if (func === 'ping' || func === 'pong') throw new UsageError('-H is for tx and rx');
+  if (func === 'ping' || func === 'pong') throw new UsageError('-H is not for ping and pong');
   return bytes;
 }
 
 /** With a rate, bursts are shortened so that some are sent every second (as pkt-gen does: a 300th of the rate). */
 function burst(text: string | undefined, func: PktGenFunction, rate: number): number {
-  const wanted = whole('-b', text ?? (func === 'tx' || func === 'rx' ? '512' : '1'), 1, 65536);
+  const wanted = whole('-b', text ?? (func === 'ping' || func === 'pong' ? '1' : '512'), 1, 65536);
   return rate === 0 ? wanted : Math.max(1, Math.min(wanted, Math.floor(rate / 300)));
 }
 

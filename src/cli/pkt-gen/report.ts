@@ -4,6 +4,7 @@
  */
 import type { Job } from './options.ts';
 import type { RttHistogram } from './rtt.ts';
+import type { SequenceResult } from './sequence.ts';
 
 /** Reports over which -A looks back. */
 const RATE_WINDOW = 15;
@@ -125,6 +126,8 @@ export interface PktGenResult {
   readonly averageBatch: number;
   /** ping only: round trips, nanoseconds. */
   readonly rtt?: RttResult;
+  /** rxseq only. */
+  readonly sequence?: SequenceResult;
 }
 
 export interface RttResult {
@@ -180,7 +183,7 @@ export function summary(job: Job, result: PktGenResult): string {
       `RTT p50 ${rtt.p50Ns} p99 ${rtt.p99Ns} max ${rtt.maxNs} ns, ${rtt.sent} sent, ${lost} lost\n`
     );
   }
-  const verb = job.func === 'rx' ? 'Received' : job.func === 'tx' ? 'Sent' : 'Answered';
+  const verb = job.func.startsWith('rx') ? 'Received' : job.func.startsWith('tx') ? 'Sent' : 'Answered';
   if (packets === 0) return `${verb} nothing.\n`;
   const size = Math.floor(bytes / packets);
   const raw = seconds > 0 ? (8 * bytes + packets * job.framingBits) / seconds : 0;
@@ -188,6 +191,13 @@ export function summary(job: Job, result: PktGenResult): string {
   return (
     `${verb} ${packets} packets ${bytes} bytes ${events} events ${size} bytes each in ${seconds.toFixed(2)} seconds.\n` +
     `Speed: ${n(result.packetsPerSecond)}pps Bandwidth: ${n(result.bitsPerSecond)}bps (raw ${n(raw)}bps). ` +
-    `Average batch: ${result.averageBatch.toFixed(2)} pkts\n`
+    `Average batch: ${result.averageBatch.toFixed(2)} pkts\n${sequenceText(result)}`
   );
+}
+
+function sequenceText({ sequence }: PktGenResult): string {
+  if (sequence === undefined) return '';
+  const { gaps, lost, outOfOrder, others } = sequence;
+  const without = others > 0 ? `, ${others} packets without a number` : '';
+  return `Sequence: ${lost} lost in ${gaps} gaps, ${outOfOrder} out of order${without}\n`;
 }

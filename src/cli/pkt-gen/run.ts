@@ -42,12 +42,15 @@ export class Run {
   readonly counters = new Counters();
   /** Set by a signal: the loop ends at its next look. */
   cancelled = false;
+  /** Prints a line that is not the result. */
+  readonly log: (text: string) => void;
   readonly #report: IntervalReport;
   #breathAt = 0;
 
   /** @param log prints the lines of each interval */
   constructor(job: Job, log: (text: string) => void) {
     this.job = job;
+    this.log = log;
     this.#report = new IntervalReport(job, log, performance.now());
   }
 
@@ -74,7 +77,7 @@ export class Run {
     if (rtt !== undefined) this.#report.rttLine(rtt);
     this.#report.line(this.counters, now);
     // As pkt-gen: the receiver lowers it.
-    this.counters.minSpace = this.job.func === 'rx' ? 99999 : 0;
+    this.counters.minSpace = this.job.func.startsWith('rx') ? 99999 : 0;
   }
 
   /** Whether the next breath prints a report. */

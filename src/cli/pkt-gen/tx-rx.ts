@@ -5,6 +5,7 @@
 import { NS_BUF_CHANGED, NS_MOREFRAG, POLLIN, POLLOUT } from '../../api/index.ts';
 import type { Packet } from './frame.ts';
 import { dumpSlot, type PktPort, type PktRing, type Run } from './run.ts';
+import type { SequenceCheck } from './sequence.ts';
 
 /** How long a packet's slots are: the first `frags - 1` have `fragSize` bytes, the last has the rest. */
 interface Pieces {
@@ -90,7 +91,11 @@ export async function txLoop(port: PktPort, run: Run, frame: Packet): Promise<vo
     throw new Error(`-l ${size}: random sizes have to fit a buffer (${port.bufSize})`);
   const ranges = [job.src, job.dst].some((r) => r.ip0 !== r.ip1 || r.port0 !== r.port1);
   const random = job.randomSrc || job.randomDst;
-  const changing = job.packetFile === undefined && !job.rubbish && (ranges || random || minSize > 0);
+  const numbered = job.func === 'txseq';
+  const varied = job.packetFile === undefined && (ranges || random || minSize > 0 || numbered);
+  const changing = !job.rubbish && (varied || job.alwaysCopy);
+  // Packets of different rings have no order: numbered ones go through the first.
+  const rings = numbered ? port.txRings.slice(0, 1) : port.txRings;
   for (const ring of port.txRings)
     for (let i = 0; i < ring.numSlots; i++) ring.setFlags(i, job.rubbish ? 0 : NS_BUF_CHANGED);
   const period = rate > 0 ? (burst / rate) * 1000 : 0;
@@ -108,8 +113,8 @@ export async function txLoop(port: PktPort, run: Run, frame: Packet): Promise<vo
       if (run.cancelled) break;
     }
     if (port.poll(POLLOUT, run.pollTimeout(now)) === 0) continue;
-    for (let r = 0; r < port.txRings.length; r++) {
-      const ring = port.txRings[r]!;
+    for (let r = 0; r < rings.length; r++) {
+      const ring = rings[r]!;
       let limit = rate > 0 ? budget : burst;
       if (job.count > 0) limit = Math.min(limit, job.count - counters.pkts);
       if (limit <= 0) break;
@@ -141,8 +146,9 @@ async function flush(port: PktPort, run: Run): Promise<void> {
   }
 }
 
-/** Takes up to `limit` slots out of a ring; returns the complete packets. */
-function receivePackets(port: PktPort, ring: PktRing, limit: number, run: Run): number {
+/** Takes up to `limit` slots out of ring r; returns the complete packets. */
+function receivePackets(port: PktPort, r: number, limit: number, run: Run, check: SequenceCheck | undefined): number {
+  const ring = port.rxRings[r]!;
   const space = ring.space();
   const n = space < limit ? space : limit;
   let head = ring.head;
@@ -151,6 +157,7 @@ function receivePackets(port: PktPort, ring: PktRing, limit: number, run: Run): 
   for (let i = 0; i < n; i++) {
     bytes += ring.len(head);
     if (run.job.dump) process.stdout.write(dumpSlot(port, ring, head));
+    if (check !== undefined) check.slot(port, r, ring, head);
     if ((ring.flags(head) & NS_MOREFRAG) === 0) complete++;
     head = ring.next(head);
   }
@@ -160,8 +167,11 @@ function receivePackets(port: PktPort, ring: PktRing, limit: number, run: Run): 
   return complete;
 }
 
-/** Receives until the count is reached, the run is cancelled or (-W) a second was silent after the first packet. */
-export async function rxLoop(port: PktPort, run: Run): Promise<void> {
+/**
+ * Receives until the count is reached, the run is cancelled or (-W) a second was silent after the first packet.
+ * @param check rxseq: looks at each packet's number
+ */
+export async function rxLoop(port: PktPort, run: Run, check?: SequenceCheck): Promise<void> {
   const { job, counters } = run;
   for (;;) {
     const now = performance.now();
@@ -177,7 +187,7 @@ export async function rxLoop(port: PktPort, run: Run): Promise<void> {
     for (let r = 0; r < port.rxRings.length; r++) {
       const ring = port.rxRings[r]!;
       free += (ring.head - ring.tail + ring.numSlots) % ring.numSlots;
-      got += receivePackets(port, ring, job.burst, run);
+      got += receivePackets(port, r, job.burst, run, check);
     }
     counters.pkts += got;
     if (got > 0) counters.events += 1;

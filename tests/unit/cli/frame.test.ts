@@ -65,6 +65,20 @@ test('checksums are right for any size, shortened or not, and any addresses', ()
   );
 });
 
+test('numbers of txseq: at the beginning of the payload, with right checksums, beside ranges and VirtIO headers', () => {
+  fc.assert(
+    fc.property(fc.integer({ min: MIN_FRAME + 4, max: 200 }), fc.nat(300), (size, times) => {
+      const frame = new Frame({ ...spec, size, sequence: true, src: { ...spec.src, port1: 1300 } });
+      for (let i = 0; i <= times; i++) {
+        checkSums(frame);
+        assert.equal(new DataView(frame.bytes.buffer).getUint32(42), i);
+        frame.advance();
+      }
+    }),
+    { numRuns: 20 },
+  );
+});
+
 test('ranges are walked through: source port, source address, destination port, destination address', () => {
   const frame = new Frame({
     ...spec,

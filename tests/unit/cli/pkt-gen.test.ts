@@ -117,6 +117,60 @@ test('rx -W ends after a second of silence, not before the first packet', async 
   assert.ok(polls > 5);
 });
 
+test('txseq and rxseq: all in order; what is lost, late or doubled is found and said', async () => {
+  for (const flags of [{}, { '6': true }, { F: '3', l: ['90'] }, { s: '10.0.0.1:1000-10.0.0.1:1009' }] as const) {
+    const [a, b] = wire(256);
+    const rx = run(b, { f: 'rxseq', n: '50' });
+    const { l, ...rest } = { l: undefined, ...flags };
+    const tx = run(a, { f: 'txseq', n: '50', b: '10', ...rest, ...(l === undefined ? {} : { l: [...l] }) });
+    const [sent, received] = await Promise.all([tx.done, rx.done]);
+    assert.deepEqual([sent.packets, received.packets], [50, 50]);
+    assert.deepEqual(received.sequence, { gaps: 0, lost: 0, outOfOrder: 0, others: 0 });
+  }
+  const [a, b] = wire();
+  await run(a, { f: 'txseq', n: '20' }).done;
+  const packets = a.sent.map(({ bytes }) => bytes);
+  const lines: string[] = [];
+  const [, other] = wire();
+  for (const i of [3, 4, 9, 10, 5, 6, 6, 19]) other.receive(packets[i]!, 0);
+  other.receive(new Uint8Array(60), 0);
+  const { done, run: r } = run(other, { f: 'rxseq', n: '9' }, lines);
+  const result = await done;
+  assert.deepEqual(result.sequence, { gaps: 2, lost: 4 + 12, outOfOrder: 2, others: 1 });
+  assert.match(summary(r.job, result), /\nSequence: 16 lost in 2 gaps, 2 out of order, 1 packets without a number\n$/);
+  assert.deepEqual(lines.slice(0, 2), ['Sequence GAP: exp 5 found 9\n', 'Sequence OUT OF ORDER: exp 11 found 5\n']);
+  assert.equal(b.dropped, 0);
+});
+
+test('-o: bits that have letters do what these do, 4 and 8 copy always, others are refused', async () => {
+  const bits = job({ f: 'tx', o: ['64', '512', '3072'] });
+  assert.deepEqual(
+    [bits.dump, bits.randomSrc, bits.randomDst, bits.rateStats, bits.rubbish],
+    [true, true, true, true, false],
+  );
+  assert.equal(job({ f: 'tx', o: ['256'] }).rubbish, true);
+  assert.equal(job({ f: 'tx', o: ['4096'] }).alwaysCopy, false);
+  for (const o of ['1', '2', '16', '32', '128', '36']) {
+    assert.throws(() => job({ o: [o] }), /^UsageError: -o: \d+ has no meaning here, only 4, 8, 64/);
+  }
+  for (const [flags, kept] of [
+    [{}, false],
+    [{ o: ['4'] }, true],
+  ] as const) {
+    const [a] = wire(8);
+    // Somebody writes over what was sent: it goes out like that in the next lap, or is copied anew.
+    a.onPoll = () => {
+      a.txsync();
+      for (let i = 0; i < 8; i++) a.m.u8.fill(0xee, a.txRings[0]!.bufOfs(i), a.txRings[0]!.bufOfs(i) + 60);
+    };
+    await run(a, { f: 'tx', n: '40', b: '4', ...('o' in flags ? { o: [...flags.o] } : {}) }).done;
+    assert.equal(
+      a.sent.every(({ bytes }) => bytes[0] === 0xff),
+      kept,
+    );
+  }
+});
+
 test('a signal ends a run, and the result is complete', async () => {
   const [a] = wire();
   a.keepSent = false;
@@ -200,7 +254,7 @@ test('percentiles are at most 3 % too high', () => {
 test('wrong options are usage errors that name the option', () => {
   for (const [flags, message] of [
     [{}, /^-i PORT is missing/],
-    [{ i: 'vale0:x', f: 'fly' }, /^-f fly: must be one of tx, rx, ping, pong/],
+    [{ i: 'vale0:x', f: 'fly' }, /^-f fly: must be one of tx, rx, ping, pong, txseq, rxseq/],
     [{ i: 'vale0:x', l: ['41'] }, /^-l 41: must be a whole number from 42/],
     [{ i: 'vale0:x', f: 'ping', l: ['53'] }, /^-l 53: must be a whole number from 54/],
     [{ i: 'vale0:x', l: ['60', '60'] }, /^-l \(second\) 60/],
@@ -209,6 +263,9 @@ test('wrong options are usage errors that name the option', () => {
     [{ i: 'vale0:x', d: '10.0.0.1:70000' }, /^-d 10\.0\.0\.1:70000/],
     [{ i: 'vale0:x', D: 'ff:ff' }, /^-D ff:ff: must be an Ethernet address/],
     [{ i: 'vale0:x', C: '1,2,3,4,5' }, /^-C 1,2,3,4,5: at most 4/],
+    [{ i: 'vale0:x', f: 'txseq', l: ['45'] }, /^-l 45: must be a whole number from 46/],
+    [{ i: 'vale0:x', f: 'txseq', l: ['90', '60'] }, /^-l twice/],
+    [{ i: 'vale0:x', f: 'txseq', p: '2' }, /^-p is for tx and rx/],
   ] as const satisfies [PktGenFlags, RegExp][]) {
     assert.throws(
       () => parseJob({ ...flags } as PktGenFlags),
