@@ -1,7 +1,7 @@
 /**
  * Checks the documents: every relative link in a Markdown file leads to a file that exists, and its anchor, if it has
- * one, to a heading there. A command's page (docs/NAME.md, if its title is `ptnet NAME`) contains its `--help`, in the code
- * block after the line `<!-- ptnet NAME --help -->`. Prints what is wrong; exit status 1 if anything is.
+ * one, to a heading there. The `--help` of every command stands in exactly one document, in the code block after
+ * the line `<!-- ptnet NAME --help -->`. Prints what is wrong; exit status 1 if anything is.
  *
  * `node tools/check-docs.mjs --write` writes the help into the pages. The commands have to be built.
  */
@@ -56,29 +56,26 @@ const help = (...args) =>
     env: { ...process.env, NO_COLOR: '1' },
   }).trimEnd();
 
-const commands = [...help().matchAll(/^ {2}([a-z][a-z-]*)/gm)].map((m) => m[1]).filter((name) => name !== 'help');
-const isPage = (name) => {
-  const file = `docs/${name}.md`;
-  return existsSync(file) && readFileSync(file, 'utf8').startsWith(`# ptnet ${name}\n`);
+const say = (line) => {
+  process.stdout.write(`${line}\n`);
+  wrong += 1;
 };
-const pages = commands.filter(isPage);
-for (const name of pages) {
-  const file = `docs/${name}.md`;
-  const text = readFileSync(file, 'utf8');
-  const [before, rest] = text.split(`<!-- ptnet ${name} --help -->\n\n`);
-  const [, block, after] = /^(```\n[\s\S]*?\n?```\n)([\s\S]*)$/.exec(rest ?? '') ?? [];
-  const wanted = `\`\`\`\n${help(name)}\n\`\`\`\n`;
-  if (block === wanted) continue;
-  if (block === undefined) {
-    process.stdout.write(`${file}: no code block after <!-- ptnet ${name} --help -->\n`);
-    wrong += 1;
-  } else if (process.argv.includes('--write')) {
-    writeFileSync(file, `${before}<!-- ptnet ${name} --help -->\n\n${wanted}${after}`);
-  } else {
-    process.stdout.write(`${file}: differs from ptnet ${name} --help; node tools/check-docs.mjs --write\n`);
-    wrong += 1;
+
+const commands = [...help().matchAll(/^ {2}([a-z][a-z-]*)/gm)].map((m) => m[1]).filter((name) => name !== 'help');
+for (const name of commands) {
+  const mark = `<!-- ptnet ${name} --help -->\n\n`;
+  const pages = files.filter((file) => readFileSync(file, 'utf8').includes(mark));
+  if (pages.length !== 1) say(`ptnet ${name} --help stands in ${pages.length} documents (${pages}), not in one`);
+  for (const file of pages) {
+    const [before, rest] = readFileSync(file, 'utf8').split(mark);
+    const [, block, after] = /^(```\n[\s\S]*?\n?```\n)([\s\S]*)$/.exec(rest) ?? [];
+    const wanted = `\`\`\`\n${help(name)}\n\`\`\`\n`;
+    if (block === wanted) continue;
+    if (block === undefined) say(`${file}: no code block after ${mark.trim()}`);
+    else if (process.argv.includes('--write')) writeFileSync(file, before + mark + wanted + after);
+    else say(`${file}: differs from ptnet ${name} --help; node tools/check-docs.mjs --write`);
   }
 }
-process.stdout.write(`  ${pages.length} commands with a page\n`);
+process.stdout.write(`  the help of ${commands.length} commands\n`);
 process.stdout.write(`  ${files.length} documents, ${wrong} wrong\n`);
 process.exitCode = wrong === 0 ? 0 : 1;

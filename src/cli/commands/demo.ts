@@ -7,8 +7,8 @@ import { UsageError } from '../errors.ts';
 import { VERSION } from '../version.ts';
 
 interface DemoFlags {
-  readonly seconds: string;
-  readonly size: string;
+  readonly seconds?: string;
+  readonly size?: string;
   readonly json?: boolean;
 }
 
@@ -17,13 +17,13 @@ export function demoCommand(): Command {
     ['ptnet demo', 'some seconds, then a summary'],
     ['ptnet demo --seconds 10 --size 1514', 'longer, with longer packets'],
   ])
-    .option('--seconds <n>', 'how long packets are sent', '3')
-    .option('--size <bytes>', 'bytes of a packet', '60')
+    .option('--seconds <n>', 'how long packets are sent (default: 3)')
+    .option('--size <bytes>', 'bytes of a packet (default: 60)')
     .option('--json', 'print the result as JSON')
     .action(async (flags: DemoFlags) => {
-      const seconds = Number(flags.seconds);
+      const seconds = Number(flags.seconds ?? 3);
       if (!(seconds > 0 && seconds <= 3600)) throw new UsageError(`--seconds ${flags.seconds}: must be from 1 to 3600`);
-      const size = Number(flags.size);
+      const size = Number(flags.size ?? 60);
       if (!Number.isInteger(size) || size < 60 || size > 2048) {
         throw new UsageError(`--size ${flags.size}: must be a whole number from 60 to 2048`);
       }
