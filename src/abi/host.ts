@@ -119,6 +119,8 @@ export const kring = struct('kring', 256, {
   signals: [216, 'u64'],
   /** rx: packets that segmentation added: a packet cut into n counts n in `packets` and n - 1 here. */
   segments: [224, 'u64'],
+  /** tx: turns in which the ring moved nothing, since it last did (docs/datapath.md, parked rings). */
+  idle: [232, 'u64'],
 });
 
 /** One port. Control code fills the rings and vnet_hdr_len, valeAttach the rest. */
@@ -263,13 +265,17 @@ export const domain = struct('domain', 128 * 1024, {
   num_dirty: [16, 'u32'],
   /** Read and set to 0 by whoever writes the eventfds: kloop/datapath.ts, drainSignals. */
   num_signals: [20, 'u32'],
-  /** Where in tx_running the next turn begins, so that nobody is always first (R8). */
+  /** Where in tx_running the next turn begins serving, so that nobody is always first (R8). */
   turn: [24, 'u32'],
   /** Slots in `ft`. */
   num_ft: [28, 'u32'],
   /** rx rings of the domain's monitors. */
   num_monitor_rings: [32, 'u32'],
   num_nics: [36, 'u32'],
+  /** How many of tx_running, from the first on, are served in every turn; the others are parked. */
+  num_tx_polled: [40, 'u32'],
+  /** Where in tx_running the next turn goes on looking at parked rings. */
+  sweep: [44, 'u32'],
   /** Ports by port_id; 0 where there is none. */
   ports: [64, 'bytes', 4 * NM_BDG_MAXPORTS],
   /** Attached ports, in no order. */

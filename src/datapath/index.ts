@@ -14,6 +14,7 @@ import {
   domain_num_nics,
   domain_num_rx_running,
   domain_num_signals,
+  domain_num_tx_polled,
   domain_num_tx_running,
   domain_ports,
   domain_rx_running,
@@ -31,7 +32,6 @@ import {
   kring_mon_kind,
   kring_port,
   kring_num_slots,
-  kring_run_idx,
   kring_signalled,
   kring_state,
   kring_zmon,
@@ -63,6 +63,7 @@ import { nullRxsync, nullTxsync, sinkTxsync } from './null';
 import { nicArmReceiver, nicRxReady, nicRxsync, nicsAfter, nicsBefore, nicsReady, nicTxReady, nicTxsync } from './nic';
 import { pipeArmReceiver, pipeFreeze, pipeRxReady, pipeRxsync, pipeThaw, pipeTxOpen, pipeTxsync } from './pipe';
 import { at, push, removeAt } from './private';
+import { delist, enlist, isIdle, lookAtParked, park, unpark } from './running';
 import { forgetPort } from './table';
 import { valeTxsync } from './vale';
 
@@ -246,24 +247,6 @@ export function krStart(kr: usize): i32 {
   return 0;
 }
 
-/** Puts a ring on its domain's list of running ones. */
-function enlist(d: usize, kr: usize): void {
-  const idx =
-    load<u32>(kr, kring_dir) == NR_DIR_TX
-      ? push(d + domain_num_tx_running, d + domain_tx_running, kr)
-      : push(d + domain_num_rx_running, d + domain_rx_running, kr);
-  store<u32>(kr, idx, kring_run_idx);
-}
-
-function delist(d: usize, kr: usize): void {
-  const idx = load<u32>(kr, kring_run_idx);
-  const moved =
-    load<u32>(kr, kring_dir) == NR_DIR_TX
-      ? removeAt(d + domain_num_tx_running, d + domain_tx_running, idx)
-      : removeAt(d + domain_num_rx_running, d + domain_rx_running, idx);
-  if (moved != 0) store<u32>(moved, idx, kring_run_idx);
-}
-
 export function krStop(kr: usize): void {
   if (load<u32>(kr, kring_state) != KRING_RUNNING) return;
   const d = domainOf(kr);
@@ -291,16 +274,22 @@ export function serve(d: usize): u32 {
 }
 
 function syncSenders(d: usize): u32 {
-  const n = load<u32>(d, domain_num_tx_running);
+  lookAtParked(d);
+  const n = load<u32>(d, domain_num_tx_polled);
   if (n == 0) return 0;
   let i = load<u32>(d, domain_turn);
   if (i >= n) i = 0;
   store<u32>(d, i + 1, domain_turn);
   let moved: u32 = 0;
+  let idle: usize = 0;
   for (let left = n; left != 0; left--) {
-    moved += txsync(d, at(d + domain_tx_running, i));
+    const kr = at(d + domain_tx_running, i);
+    const slots = txsync(d, kr);
+    moved += slots;
+    if (isIdle(d, kr, slots)) idle = kr;
     i = i + 1 == n ? 0 : i + 1;
   }
+  if (idle != 0) park(d, idle);
   return moved;
 }
 
@@ -379,8 +368,9 @@ export function look(d: usize): u32 {
   const tx = load<u32>(d, domain_num_tx_running);
   for (let i: u32 = 0; i < tx; i++) {
     const kr = at(d + domain_tx_running, i);
-    if (kind == DOMAIN_NIC && !isMonitor(kr)) ready += nicTxReady(kr) ? 1 : 0;
-    else if (txReady(kr) && (kind != DOMAIN_PIPE || isMonitor(kr) || pipeTxOpen(kr))) ready++;
+    if (!senderReady(kind, kr)) continue;
+    ready++;
+    if (i >= load<u32>(d, domain_num_tx_polled)) unpark(d, kr);
   }
   if (!releasesMatter(d)) return ready;
   const rx = load<u32>(d, domain_num_rx_running);
@@ -391,6 +381,12 @@ export function look(d: usize): u32 {
     } else if (receiverReady(kind, kr)) ready++;
   }
   return ready;
+}
+
+/** Whether syncing a running tx ring would find something. */
+function senderReady(kind: u32, kr: usize): bool {
+  if (kind == DOMAIN_NIC && !isMonitor(kr)) return nicTxReady(kr);
+  return txReady(kr) && (kind != DOMAIN_PIPE || isMonitor(kr) || pipeTxOpen(kr));
 }
 
 /** Whether syncing a running rx ring would find something, in domains other than switches. */

@@ -24,6 +24,10 @@ export function at(list: usize, i: u32): usize {
   return load<u32>(list + (i << 2));
 }
 
+export function put(list: usize, i: u32, value: usize): void {
+  store<u32>(list + (i << 2), <u32>value);
+}
+
 /** Takes element i away by moving the last one there, which is returned; 0 if i was the last. */
 export function removeAt(num: usize, list: usize, i: u32): usize {
   const last = load<u32>(num) - 1;

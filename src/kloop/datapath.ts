@@ -67,8 +67,9 @@ export interface Datapath {
   /** DELETE: one last sync (tx: sends what is pending; rx: takes released slots back), then no access to its CSB any more. */
   krStop(kring: number): void;
   /**
-   * One turn: sends what the running tx rings have, at most a batch of 512 slots each (R8), and publishes. A ring that
-   * moved is disarmed (kern_need_kick = 0). Returns the slots taken; 0: nothing moved.
+   * One turn: sends what the running tx rings have, at most a batch of 512 slots each (R8), and publishes; rings that were
+   * idle for long are looked at every some turns (docs/datapath.md, parked rings). A ring that moved is disarmed
+   * (kern_need_kick = 0). Returns the slots taken; 0: nothing moved.
    */
   serve(domain: number): number;
   /**
