@@ -8,8 +8,8 @@ import { eventfdDrain, eventfdIsFull } from '../os/index.ts';
 const TICK_MS = 5;
 /** Ticks without a heartbeat after which a write counts as stuck: more than 10 ms. */
 const STUCK_TICKS = 3;
-/** Ticks asleep after which watching ends. */
-const ASLEEP_TICKS = 2;
+/** Ticks asleep after which watching ends: it begins with a message, which a packet that comes alone would wait for. */
+const ASLEEP_TICKS = 20;
 /** Most reads to free one write: others who wait to write the same descriptor may be woken first. */
 const DRAINS = 1000;
 
