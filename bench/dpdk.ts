@@ -38,6 +38,24 @@ export async function dpdkPair(
   slots: number,
   ms: number,
 ): Promise<number> {
+  return run(testpmd, pair, slots, ms, ['--forward-mode=rxonly'], ['--forward-mode=txonly', `--txpkts=${size}`]);
+}
+
+/** Mean µs of a round trip: one packet goes to and fro, each side forwards it where it came from. */
+export async function memifRoundTrip(testpmd: string, ms: number): Promise<number> {
+  const forward = ['--forward-mode=io', '--port-topology=loop', '--burst=1'];
+  return 1 / (await run(testpmd, 'memif', 1024, ms, forward, [...forward, '--tx-first']));
+}
+
+/** Millions of packets per second that the side which listens receives. */
+async function run(
+  testpmd: string,
+  pair: DpdkPair,
+  slots: number,
+  ms: number,
+  listener: readonly string[],
+  connector: readonly string[],
+): Promise<number> {
   const dir = mkdtempSync(join(tmpdir(), 'ptnet-dpdk-'));
   const children: ChildProcess[] = [];
   const start = (device: string, cpu: number, args: readonly string[]): ChildProcess => {
@@ -50,11 +68,11 @@ export async function dpdkPair(
   };
   try {
     const [listening, connecting] = devices(pair, join(dir, 'socket'), slots);
-    const rx = start(listening, 0, ['--forward-mode=rxonly']);
+    const rx = start(listening, 0, listener);
     let text = '';
     rx.stdout?.on('data', (data: Buffer) => (text += data.toString()));
     await setTimeout(1000);
-    start(connecting, 1, ['--forward-mode=txonly', `--txpkts=${size}`]);
+    start(connecting, 1, connector);
     // A figure each second; the first ones are from before and from the beginning.
     const wanted = 2 + Math.ceil(ms / 1000);
     const figures = (): number[] => [...text.matchAll(/Rx-pps:\s+(\d+)/g)].map((m) => Number(m[1]) / 1e6);

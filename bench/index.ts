@@ -1,5 +1,5 @@
 /**
- * `npm run bench [-- [--ms N] [--rounds N] [--wait S] [NAME …]]`: measures, prints tables, and writes everything with
+ * `npm run bench [-- [--ms N] [--rounds N] [--wait S] [--only REGEX] [NAME …]]`: measures, prints tables, and writes everything with
  * the machine it was measured on to bench/results/. Without names: everything of ours; `peers` compares with others.
  * It asserts nothing.
  */
@@ -69,12 +69,13 @@ async function main(args: readonly string[]): Promise<void> {
   const text = { type: 'string' } as const;
   const { values, positionals } = parseArgs({
     args: [...args],
-    options: { ms: text, rounds: text, wait: text },
+    options: { ms: text, rounds: text, wait: text, only: text },
     allowPositionals: true,
   });
   const ms = positive('ms', values.ms, 1);
   const rounds = positive('rounds', values.rounds, 1);
   const waitSeconds = positive('wait', values.wait, 0) ?? 60;
+  const only = new RegExp(values.only ?? '');
   const unknown = positionals.find((n) => !(n in benches));
   if (unknown !== undefined) throw new Error(`no bench "${unknown}"; there are: ${Object.keys(benches).join(', ')}`);
   const all = Object.keys(benches).filter((name) => benches[name]!.onlyByName !== true);
@@ -101,6 +102,7 @@ async function main(args: readonly string[]): Promise<void> {
         quiet,
         ms: ms ?? bench.ms,
         rounds: rounds ?? bench.rounds,
+        only,
         progress: (what) => {
           if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${what}\r`);
         },

@@ -11,7 +11,7 @@ import { Lab } from '../src/cli/lab.ts';
 import type { Context, Figure, Row, Variant } from './bench.ts';
 import { conditions, interleave, ratio } from './bench.ts';
 import { measureDatapath, measurePipe } from './datapath.ts';
-import { dpdkPair } from './dpdk.ts';
+import { dpdkPair, memifRoundTrip } from './dpdk.ts';
 import { PIPE_RX, PIPE_TX, RX, stream, TX } from './guests.ts';
 import { REST_RATE, roundTrips } from './latency.ts';
 import { program } from './process.ts';
@@ -87,7 +87,8 @@ export async function benchPeers(context: Context): Promise<Row[]> {
           { name: 'DPDK vhost', run: () => dpdkPair(testpmd, 'vhost', size, 1024, ms) },
         );
       }
-      const figures = await interleave(context, variants);
+      const wanted = variants.filter(({ name }) => context.only.test(`${name}, ${size} bytes`));
+      const figures = await interleave(context, wanted);
       bySize.set(size, figures);
       for (const f of figures) {
         rows.push({ bench: 'peers', size, what: f.name, mpps: f.value, rounds: f.rounds, ...conditions(f.conditions) });
@@ -96,9 +97,10 @@ export async function benchPeers(context: Context): Promise<Row[]> {
     }
     for (const { size, of, by, goal } of GOALS) {
       const figure = (name: string): Figure | undefined => bySize.get(size)?.find((f) => f.name === name);
+      if (figure(of) === undefined || figure(by) === undefined) continue;
       rows.push({ bench: 'ratios', size, of, by, ratio: ratio(figure(of), figure(by)), goal });
     }
-    if (typeof c !== 'string') rows.push(...(await latency(context, lab, c)));
+    rows.push(...(await latency(context, lab, c, testpmd)));
     return [...rows, ...missing];
   } finally {
     vde?.close();
@@ -106,30 +108,43 @@ export async function benchPeers(context: Context): Promise<Row[]> {
   }
 }
 
-/** Round trips: guests through VALE, asleep in between or not, beside a UNIX socket. */
+/** Round trips: guests through VALE, asleep in between or not, beside a UNIX socket and DPDK. */
 async function latency(
   context: Context,
   lab: Lab,
-  c: Exclude<ReturnType<typeof compilePrograms>, string>,
+  compiled: ReturnType<typeof compilePrograms>,
+  testpmd: string | undefined,
 ): Promise<Row[]> {
-  const rows: Row[] = [];
-  for (const [what, args] of [
-    ['guests, VALE, at rest', ['-R', String(REST_RATE)]],
-    ['guests, VALE, back to back', []],
-  ] as const) {
-    context.progress(what);
-    const seen = await context.quiet.wait();
-    const { p50Us, p99Us, p999Us } = await roundTrips(lab, args, context.ms);
-    rows.push({ bench: 'round trips', what, p50Us, p99Us, p999Us, ...conditions([seen]) });
+  const c = compiled;
+  const guests = (args: readonly string[]) => () => roundTrips(lab, args, context.ms);
+  const trips: { what: string; run: () => Promise<{ p50Us: number; p99Us?: number; p999Us?: number }> }[] = [
+    { what: 'guests, VALE, at rest', run: guests(['-R', String(REST_RATE)]) },
+    { what: 'guests, VALE, back to back', run: guests([]) },
+  ];
+  if (typeof c !== 'string') {
+    const socket = (count: number, pauseUs: number) => async () => {
+      const [p50Us = Number.NaN, p99Us = Number.NaN, p999Us = Number.NaN] = await c('peers', ['unix', count, pauseUs]);
+      return { p50Us, p99Us, p999Us };
+    };
+    trips.push(
+      { what: 'C: UNIX socket, at rest', run: socket(400, 1e6 / REST_RATE) },
+      { what: 'C: UNIX socket, back to back', run: socket(20_000, 0) },
+    );
   }
-  for (const [what, count, pauseUs] of [
-    ['C: UNIX socket, at rest', 400, 1e6 / REST_RATE],
-    ['C: UNIX socket, back to back', 20_000, 0],
-  ] as const) {
-    context.progress(what);
-    const seen = await context.quiet.wait();
-    const [p50Us, p99Us, p999Us] = await c('peers', ['unix', count, pauseUs]);
-    rows.push({ bench: 'round trips', what, p50Us, p99Us, p999Us, ...conditions([seen]) });
+  if (testpmd !== undefined) {
+    trips.push({
+      what: 'DPDK memif, both polling, mean',
+      run: async () => ({ p50Us: await memifRoundTrip(testpmd, context.ms) }),
+    });
+  }
+  const rows: Row[] = [];
+  for (let round = 0; round < context.rounds; round++) {
+    for (const { what, run } of trips) {
+      if (!context.only.test(what)) continue;
+      context.progress(what);
+      const seen = await context.quiet.wait();
+      rows.push({ bench: 'round trips', what, ...(await run()), ...conditions([seen]) });
+    }
   }
   return rows;
 }
