@@ -12,7 +12,9 @@ const SOCK_DGRAM = 2;
 const SOCK_CLOEXEC = 0x80000;
 const SIOCGIFFLAGS = 0x8913;
 const SIOCSIFFLAGS = 0x8914;
+const SIOCGIFADDR = 0x8915;
 const SIOCSIFADDR = 0x8916;
+const SIOCGIFNETMASK = 0x891b;
 const SIOCSIFNETMASK = 0x891c;
 const SIOCGIFMTU = 0x8921;
 const SIOCSIFMTU = 0x8922;
@@ -93,6 +95,20 @@ export function setInterfaceEther(name: string, mac: Uint8Array): void {
     ifreq.view.setUint16(16, ARPHRD_ETHER, true);
     ifreq.u8.set(mac, 18);
   });
+}
+
+/** The IPv4 address and netmask, 4 bytes each, up or down; undefined: it has none. */
+export function interfaceInet(name: string): { address: Uint8Array; netmask: Uint8Array } | undefined {
+  const get = (code: number, what: string): Uint8Array => {
+    request(name, code, what, () => ifreq.view.setUint16(16, AF_INET, true));
+    return ifreq.u8.slice(20, 24);
+  };
+  try {
+    return { address: get(SIOCGIFADDR, 'its address'), netmask: get(SIOCGIFNETMASK, 'its netmask') };
+  } catch (e) {
+    if (e instanceof SysError && e.errno === errno.EADDRNOTAVAIL) return undefined;
+    throw e;
+  }
 }
 
 /** Sets the IPv4 address (4 bytes) and the length of its network's prefix. */

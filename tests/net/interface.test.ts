@@ -26,8 +26,9 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
     assert.equal(status, 0, stderr);
     return stdout;
   };
+  /** Whether one of three is answered. */
   const ping = async (...args: string[]): Promise<boolean> =>
-    (await a.run('ping', ['-c1', '-W1', ...args, '10.78.0.2'])).status === 0;
+    (await a.run('ping', ['-c3', '-i0.2', '-W1', ...args, '10.78.0.2'])).status === 0;
 
   it('ifconfig shows what the interface is, in its own namespace only', async () => {
     assert.ok(await ping());
@@ -45,7 +46,10 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
   it('down, up, promisc, txcsum and tso are changed while it runs', async () => {
     await ifconfig(b, 'lan7', 'down');
     assert.ok(!(await ping()));
-    assert.match(await ifconfig(b, 'lan7'), /flags=1002<BROADCAST,MULTICAST>/);
+    assert.match(
+      await ifconfig(b, 'lan7'),
+      /flags=1002<BROADCAST,MULTICAST>[^]*inet 10\.78\.0\.2 netmask 255\.255\.255\.0/,
+    );
     await ifconfig(b, 'lan7', 'up', 'promisc', '-tso');
     assert.ok(await ping());
     const text = await ifconfig(b, 'lan7');
@@ -83,6 +87,35 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
     assert.match(text, /length 1518/);
   });
 
+  it('its Ethernet and IP addresses are changed while it runs', async () => {
+    const c = await lab.host('vale0:c', 'inet', '10.78.0.5/24');
+    await ifconfig(c, 'ptnet0', 'ether', '02:00:00:00:00:cc', 'inet', '10.78.0.3/24', 'inet6', 'fd78::3/64');
+    const text = await ifconfig(c);
+    assert.match(text, /ether 02:00:00:00:00:cc/);
+    assert.match(text, /inet 10\.78\.0\.3 netmask/);
+    assert.match(text, /inet6 fd78::3 prefixlen 64/);
+    assert.equal((await a.run('ping', ['-c3', '-i0.2', '-W1', '10.78.0.3'])).status, 0);
+    await c.stop();
+  });
+
+  it('each pair of rings is a queue, and flows use all of them', async () => {
+    const c = await lab.host('vale0:c', '--rings', '2', 'inet', '10.78.0.4/24');
+    assert.match(await ifconfig(c), /2 queues/);
+    assert.equal((await c.run('ping', ['-c3', '-i0.2', '-W1', '10.78.0.2'])).status, 0);
+    // 64 flows: that all of them hash to one queue happens once in 2^63 runs.
+    const flows = `const s = require('dgram').createSocket('udp4');
+      for (let left = 64; left > 0; left--) s.send('x', 8 + left, '10.78.0.2', () => left === 1 && s.close());`;
+    assert.equal((await c.run(process.execPath, ['-e', flows])).status, 0);
+    const { stdout } = await lab.ptnet(['list', '--json']);
+    const { domains } = JSON.parse(stdout) as {
+      domains: { ports: { name: string; txRings: { packets: number }[] }[] }[];
+    };
+    const port = domains.flatMap((d) => d.ports).find((p) => p.name === 'vale0:c')!;
+    assert.equal(port.txRings.length, 2);
+    for (const ring of port.txRings) assert.ok(ring.packets > 1, JSON.stringify(port.txRings));
+    await c.stop();
+  });
+
   it('wrong words, names and interfaces are refused with a reason', async () => {
     const refused = async (args: string[], message: RegExp, host?: Host): Promise<void> => {
       const { status, stderr } = await lab.ptnet(args, host);
@@ -99,7 +132,7 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
     await refused(['up', 'vale0:c', '--loader-conf', '/nonexistent'], /nonexistent/, b);
   });
 
-  it('the tunable in loader.conf turns the header off, the environment turns it on again', async () => {
+  it('the tunable in loader.conf turns the header off, the environment on again, the flag off', async () => {
     const file = join(lab.runDir, 'loader.conf');
     writeFileSync(file, 'if_ptnet_load="YES"\ndev.netmap.ptnet_vnet_hdr=0\n');
     const off = await lab.host('vale0:c', '--loader-conf', file);
@@ -112,6 +145,9 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
       const on = await lab.host('vale0:c', '--loader-conf', file);
       assert.match(await ifconfig(on), /VirtIO header 12 bytes/);
       await on.stop();
+      const flag = await lab.host('vale0:c', '--loader-conf', file, '--vnet-hdr', '0');
+      assert.match(await ifconfig(flag), /VirtIO header 0 bytes/);
+      await flag.stop();
     } finally {
       delete process.env['PTNET_VNET_HDR'];
     }

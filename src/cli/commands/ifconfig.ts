@@ -8,6 +8,7 @@ import {
   interfaceEther,
   interfaceFeature,
   interfaceFlags,
+  interfaceInet,
   interfaceMtu,
   SysError,
 } from '../../os/index.ts';
@@ -64,24 +65,30 @@ export function interfaceText(r: InterfaceRecord): string {
     'JUMBO_MTU',
   ];
   const ether = [...interfaceEther(name)].map((b) => b.toString(16).padStart(2, '0')).join(':');
-  const addresses = (networkInterfaces()[name] ?? []).map((a) => {
-    const prefix = a.cidr?.split('/')[1] ?? '';
-    return a.family === 'IPv4'
-      ? `inet ${a.address} netmask ${a.netmask}`
-      : `inet6 ${a.address}${a.scopeid ? `%${name}` : ''} prefixlen ${prefix}`;
-  });
   const c = counters(name);
   const lines = [
     `${name}: flags=${flags.toString(16)}<${names.join(',')}> mtu ${interfaceMtu(name)}`,
     `options=<${options.join(',')}>`,
     `ether ${ether}`,
-    ...addresses,
+    ...addresses(name),
     `port ${r.port}, pid ${r.pid}, VirtIO header ${r.vnetHdrLen} bytes, ${r.queues} queues`,
     `RX packets ${c.rx[1]} bytes ${c.rx[0]} errors ${c.rx[2]} dropped ${c.rx[3]}`,
     `TX packets ${c.tx[1]} bytes ${c.tx[0]} errors ${c.tx[2]} dropped ${c.tx[3]}`,
     `status: ${(flags & 0x40) !== 0 ? 'active' : 'no carrier'}`,
   ];
   return `${lines.join('\n\t')}\n`;
+}
+
+function addresses(name: string): string[] {
+  const known = (networkInterfaces()[name] ?? []).map((a) => {
+    const prefix = a.cidr?.split('/')[1] ?? '';
+    return a.family === 'IPv4'
+      ? `inet ${a.address} netmask ${a.netmask}`
+      : `inet6 ${a.address}${a.scopeid ? `%${name}` : ''} prefixlen ${prefix}`;
+  });
+  // An interface that is down is not among those; it keeps its IPv4 address.
+  const inet = known.length > 0 ? undefined : interfaceInet(name);
+  return inet === undefined ? known : [`inet ${inet.address.join('.')} netmask ${inet.netmask.join('.')}`];
 }
 
 /** [bytes, packets, errors, dropped] of each direction. */
