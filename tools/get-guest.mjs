@@ -34,8 +34,10 @@ What the guest does, and how to talk with it, is written in tools/README.md.
 `;
 
 const KERNEL_PACKAGE = 'linux-image-cloud-amd64';
-/** Modules for drivers in the guest's user space (vfio_virqfd is a module of its own only before Linux 6.2). */
-const MODULES = ['irqbypass', 'vfio', 'vfio_virqfd', 'vfio_iommu_type1', 'vfio_pci'];
+/** Modules for drivers in the guest's user space (vfio_virqfd is a module of its own only before Linux 6.2), and for TAP interfaces. */
+const MODULES = ['irqbypass', 'vfio', 'vfio_virqfd', 'vfio_iommu_type1', 'vfio_pci', 'tun'];
+/** In the parts: which MODULES they were made for. */
+const MODULE_LIST = 'module-list';
 const SCRIPTS = join(dirname(fileURLToPath(import.meta.url)), 'guest');
 
 runTool('get-guest', (args) => {
@@ -72,8 +74,11 @@ function readOptions(args) {
 
 // ---- The parts: kernel, modules, busybox -----------------------------------------------------------------------
 
+/** Whether these parts are whole, and were made for the modules of today. */
 function isHealthy(parts) {
-  return ['vmlinuz', 'busybox', 'root/lib/modules'].every((path) => existsSync(join(parts, path)));
+  const isThere = (path) => existsSync(join(parts, path));
+  if (!['vmlinuz', 'busybox', 'root/lib/modules', MODULE_LIST].every(isThere)) return false;
+  return readFileSync(join(parts, MODULE_LIST), 'utf8') === MODULES.join('\n');
 }
 
 /** Fills `work` with the parts, from the packages of the machine's own release. */
@@ -96,6 +101,7 @@ function build(work) {
   renameSync(join(unpacked, `boot/vmlinuz-${version}`), join(parts, 'vmlinuz'));
   renameSync(firstExisting(unpacked, ['usr/bin/busybox', 'bin/busybox']), join(parts, 'busybox'));
   takeModules(firstExisting(unpacked, ['usr/lib/modules', 'lib/modules']), version, parts);
+  writeFileSync(join(parts, MODULE_LIST), MODULES.join('\n'));
   return { name: `guest-${version}`, folder: parts };
 }
 

@@ -52,7 +52,7 @@ const BUDGET = 64;
 const SPIN_US = 20;
 /** The event loop has its turn at least this often. */
 const YIELD_MS = 5;
-/** Longest sleep: the event loop's turn while idle. */
+/** Longest sleep: the event loop's turn while idle. A device without interrupts says itself how often to look. */
 const SLEEP_MS = 100;
 
 export class Ifnet {
@@ -159,7 +159,7 @@ export class Ifnet {
       this.#pollSet.set(3 + i, queue.blocked ? -1 : queue.fd, POLLIN);
     }
     if (ready === 0) {
-      ready = this.#pollSet.poll(SLEEP_MS);
+      ready = this.#pollSet.poll(this.#driver.pci.pollMs ?? SLEEP_MS);
       if (ready > 0) this.#drain();
     }
     for (const queue of queues) queue.disarm();

@@ -1,7 +1,7 @@
 // Virtual machines for the tests: images with ptnet in them, and starting one with the arguments of `ptnet vm`.
 
 import { execFile } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { ptnet, root } from './ptnet.ts';
@@ -12,10 +12,11 @@ const execute = promisify(execFile);
 /** What `ptnet pkt-gen` needs of this checkout, and where it is in the guest. */
 const APP = ['dist/src', 'package.json', 'node_modules/commander', 'node_modules/koffi', 'node_modules/@koromix'];
 
-/** An image with Node and ptnet: `ptnet` is a command in it. @param folder where the initrd is put */
+/** An image with Node and ptnet: `ptnet`, and what else is in tests/e2e/guest, is a command in it. @param folder where the initrd is put */
 export async function imageWithPtnet(folder: string): Promise<GuestImage> {
   const add = APP.filter((path) => existsSync(join(root, path))).map((path) => `${join(root, path)}=/app/${path}`);
-  add.push(`${join(root, 'tests/e2e/guest/ptnet')}=/bin/ptnet`);
+  const commands = join(root, 'tests/e2e/guest');
+  add.push(...readdirSync(commands).map((name) => `${join(commands, name)}=/bin/${name}`));
   const args = ['--with-node', ...add.flatMap((a) => ['--add', a]), '--out', join(folder, 'initrd.cpio')];
   const [qemu, guest] = await Promise.all([
     execute(join(root, 'tools/get-qemu')),

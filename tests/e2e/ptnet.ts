@@ -26,8 +26,10 @@ export class PtnetProcess {
   stderr = '';
   readonly #changed = new Set<() => void>();
 
-  constructor(args: readonly string[]) {
-    const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+  /** @param args of ptnet @param within a command that starts it, e.g. ['unshare', '-n'] */
+  constructor(args: readonly string[], within: readonly string[] = []) {
+    const [program, ...rest] = [...within, process.execPath, main, ...args] as [string, ...string[]];
+    const child = spawn(program, rest, { stdio: ['ignore', 'pipe', 'pipe'] });
     this.child = child;
     running.add(child);
     child.stdout.setEncoding('utf8').on('data', (text: string) => this.#add('stdout', text));

@@ -59,7 +59,11 @@ export function parseDump(flags: DumpFlags): {
   if (path === '-' && fileBytes > 0) throw new UsageError('-C is for files: say one with -w');
   if (fileCount > 0 && fileBytes === 0) throw new UsageError('-W FILES is for -C, which says how large a file becomes');
   const [, name = '', options = ''] = /^([^@]*)(.*)$/.exec(flags.i) ?? [];
-  const monitor = name.includes('/') ? name : name + direction;
+  // A port of this machine is a monitor already, or none: its host has chosen.
+  const isMachines = /^ptnet:\d+$/.test(name);
+  if (isMachines && flags.Q !== undefined)
+    throw new UsageError(`-Q ${flags.Q}: the host has chosen what ${name} shows`);
+  const monitor = isMachines || name.includes('/') ? name : name + direction;
   return {
     port: monitor + options,
     count: whole('-c', flags.c ?? '0', 0, Number.MAX_SAFE_INTEGER),

@@ -8,6 +8,7 @@ import type { PortStatus } from '../../../src/abi/index.ts';
 import { type Holdings, PktGen, PtnetDaemon } from '../ptnet.ts';
 import { QemuGuest } from '../qemu.ts';
 import { Guest } from './guest.ts';
+import { Watch } from './watch.ts';
 
 /** What a run is given. */
 export interface Image {
@@ -30,10 +31,14 @@ export interface Setup {
 
 export const defaultSetup: Setup = { machine: 'pc', cpus: 1, bar64: true, queuePairs: 1 };
 
-/** Two machines on a switch, and two with a port on each of two switches: both in one region, and in two. */
+/**
+ * Two machines on a switch, one that only watches what arrives at the second, and two with a port on each of two switches:
+ * both in one region, and in two.
+ */
 const vms = {
   a: ['vale0:a'],
   b: ['vale0:b'],
+  watcher: ['vale0:b/r'],
   mid: ['vale0:mid', 'vale1:mid'],
   two: ['vale0:two', 'vale1:two@second'],
 } as const;
@@ -45,6 +50,8 @@ export class Lab {
   readonly #folder = mkdtempSync(join(tmpdir(), 'real-guest-'));
   readonly #guests = new Map<VmName, Guest>();
   readonly #generators = new Set<PktGen>();
+  readonly #watching = new Set<Watch>();
+  #watches = 0;
   #daemon: PtnetDaemon | undefined;
   #atStart: Holdings | undefined;
 
@@ -126,6 +133,8 @@ export class Lab {
     for (const name of this.#guests.keys()) await this.drop(name);
     for (const generator of this.#generators) await generator.end();
     this.#generators.clear();
+    for (const watch of this.#watching) await watch.close();
+    this.#watching.clear();
   }
 
   /** pkt-gen on the host, on a port of its own. */
@@ -135,8 +144,24 @@ export class Lab {
     return generator;
   }
 
+  /** Watches a port through a monitor of it. @param port with the flags of a monitor: vale0:a/t */
+  async watch(port: string): Promise<Watch> {
+    this.#watches += 1;
+    const watch = await Watch.start(this.daemon.runDir, port, join(this.#folder, `${this.#watches}.pcapng`));
+    this.#watching.add(watch);
+    return watch;
+  }
+
   port(name: string): Promise<PortStatus> {
     return this.daemon.port(name);
+  }
+
+  /** The port of the machine that watches: the daemon numbers monitors. */
+  async watcher(): Promise<PortStatus> {
+    const { domains } = await this.daemon.status();
+    const found = domains.flatMap((d) => d.ports).find(({ owner }) => 'vm' in owner && owner.vm === 'watcher');
+    if (found === undefined) throw new Error('the daemon has no monitor of the machine that watches');
+    return found;
   }
 
   /** Packets that the daemon dropped at a port's rx rings, for whatever reason. */
