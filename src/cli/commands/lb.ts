@@ -2,7 +2,6 @@
 import { setImmediate, setTimeout } from 'node:timers/promises';
 import type { Command } from 'commander';
 import { type NetmapPort, openPort, POLLIN, POLLOUT, PortSet } from '../../api/index.ts';
-import { createLogger } from '../../host/log.ts';
 import { type CommonFlags, collect, command } from '../command.ts';
 import { Balancer, Output } from '../lb/balancer.ts';
 import { type LbFlags, type LbJob, parseLb, pipeNames } from '../lb/options.ts';
@@ -107,6 +106,7 @@ async function lbLoop(
   balancer: Balancer,
   cancel: { readonly cancelled: boolean },
 ): Promise<void> {
+  const { createLogger } = await import('../../host/log.ts'); // other commands do without the host's packages
   const logger = createLogger('info');
   const set = new PortSet([input, ...pipes]);
   set.events[0] = POLLIN;
