@@ -1,7 +1,8 @@
 /**
  * Pipes (netmap_pipe.c; docs/pipes.md): a tx ring and the rx ring at the other end have the same slots, and slot k is in
  * the hands of one of the two sides: the receiver's from its hwcur to the sender's hwcur, the sender's otherwise. Sending
- * copies the slot forth, releasing copies it back; nothing is ever dropped (R10). `shadow` keeps what was exchanged last.
+ * copies the slot forth, releasing copies it back; nothing is ever dropped (R10). `shadow` keeps what was exchanged last:
+ * a slot that is as recorded there is in both rings already. Where the record has NS_BUF_CHANGED, it may not be.
  *
  * Owner of everything here: the domain's datapath thread. A frozen ring belongs to control code for that time.
  */
@@ -33,7 +34,6 @@ import {
   kring_slots,
   kring_state,
   kring_zmon,
-  NETMAP_FIRST_BUF,
   NR_DIR_TX,
   NS_BUF_CHANGED,
   NS_INDIRECT,
@@ -41,13 +41,16 @@ import {
 } from './layouts.generated';
 import { monitorArrived, monitorSent } from './monitor';
 import {
+  bufValid,
   loadCur,
   loadHead,
   loadSlot,
+  SLOT_BYTES,
   slotAt,
   slotFlags,
   slotIdx,
   slotLen,
+  slotsBetween,
   storeSlot,
   storeSlotFlags,
   storeSlotWord,
@@ -55,6 +58,10 @@ import {
 import { at64, bump, put64 } from './private';
 
 const IDX_MASK: u64 = 0xffff_ffff;
+/** In a record: the rings may hold something else. */
+const CHANGED: u64 = (<u64>NS_BUF_CHANGED) << 48;
+/** Flags of a slot that is not a packet of its own. */
+const NS_SLOW: u32 = NS_MOREFRAG | NS_INDIRECT;
 
 /** Hands slots hwcur .. rhead - 1 of a running tx ring to the other end. Returns how many. */
 export function pipeTxsync(d: usize, tx: usize): u32 {
@@ -77,12 +84,19 @@ export function pipeTxsync(d: usize, tx: usize): u32 {
   let packets: u32 = 0;
   let bytes: u32 = 0;
   while (k != head) {
+    if (k == tail) {
+      const ahead = sendPackets(tx, rx, k, k < head ? head : n) - k;
+      packets += ahead;
+      k = k + ahead == n ? 0 : k + ahead;
+      tail = k;
+      if (k == head) break;
+    }
     const src = slotAt(from, k);
     const dst = slotAt(to, k);
     let w = loadSlot(src);
-    let flags = slotFlags(w);
+    const flags = slotFlags(w);
     if ((flags & NS_BUF_CHANGED) != 0) storeSlotFlags(src, flags & ~NS_BUF_CHANGED);
-    const known = slotIdx(w) - NETMAP_FIRST_BUF < bufs - NETMAP_FIRST_BUF;
+    const known = bufValid(slotIdx(w), bufs);
     const next = k + 1 == n ? 0 : k + 1;
     const last = (flags & NS_MOREFRAG) == 0 || distance(tail, next, n) == n - 1;
     if (!known || slotLen(w) > bufSize || (flags & NS_INDIRECT) != 0) {
@@ -93,7 +107,7 @@ export function pipeTxsync(d: usize, tx: usize): u32 {
       w &= ~((<u64>NS_MOREFRAG) << 48);
     }
     storeSlotWord(dst, w);
-    put64(shadow, k, w);
+    put64(shadow, k, w | CHANGED);
     if (last) {
       if (bad != 0) {
         emptyPacket(to, shadow, tail, next, n);
@@ -124,6 +138,41 @@ export function pipeTxsync(d: usize, tx: usize): u32 {
   return slots;
 }
 
+/**
+ * Hands over slots k .. stop - 1 of a tx ring, as far as each is a good packet of its own. Returns the first that is not, or
+ * `stop`.
+ */
+function sendPackets(tx: usize, rx: usize, k: u32, stop: u32): u32 {
+  const ring: usize = load<u32>(tx, kring_ring);
+  const by = <usize>load<u32>(rx, kring_ring) - ring;
+  const bufs = load<u32>(tx, kring_num_bufs);
+  const bufSize = load<u32>(tx, kring_buf_size);
+  const first = slotAt(ring, k);
+  const end = slotAt(ring, stop);
+  let record: usize = load<u32>(tx, kring_shadow) + k * 8;
+  let bytes: u32 = 0;
+  let slot = first;
+  for (; slot != end; slot += SLOT_BYTES, record += 8) {
+    const w = loadSlot(slot);
+    if ((slotFlags(w) & NS_SLOW) != 0) break;
+    if (!bufValid(slotIdx(w), bufs)) break;
+    if (slotLen(w) > bufSize) break;
+    bytes += slotLen(w);
+    exchange(slot, by, record, w);
+  }
+  bump(tx + kring_bytes, bytes);
+  bump(rx + kring_bytes, bytes);
+  return k + slotsBetween(first, slot);
+}
+
+/** Writes what a slot holds to the slot `by` bytes from it in the peer's ring, and records it, unless it is there already. */
+function exchange(slot: usize, by: usize, record: usize, w: u64): void {
+  if (((at64(record, 0) ^ w) | (w & CHANGED)) == 0) return;
+  if ((w & CHANGED) != 0) storeSlotFlags(slot, slotFlags(w) & ~NS_BUF_CHANGED);
+  storeSlotWord(slot + by, w);
+  put64(record, 0, w);
+}
+
 /** Slots from a to b, in ring order. */
 function distance(a: u32, b: u32, n: u32): u32 {
   return b >= a ? b - a : b + n - a;
@@ -134,7 +183,7 @@ function emptyPacket(to: usize, shadow: usize, from: u32, end: u32, n: u32): voi
   for (let k = from; k != end; k = k + 1 == n ? 0 : k + 1) {
     const w = at64(shadow, k) & IDX_MASK;
     storeSlot(slotAt(to, k), 0, 0);
-    put64(shadow, k, w);
+    put64(shadow, k, w | CHANGED);
   }
 }
 
@@ -154,26 +203,35 @@ export function pipeRxsync(d: usize, rx: usize): u32 {
   if (head != first) {
     setArmed(rx, 0);
     const n = load<u32>(rx, kring_num_slots);
-    const from: usize = load<u32>(rx, kring_ring);
-    const to: usize = load<u32>(tx, kring_ring);
-    const shadow: usize = load<u32>(rx, kring_shadow);
-    const bufs = load<u32>(rx, kring_num_bufs);
-    for (let k = first; k != head; k = k + 1 == n ? 0 : k + 1) {
-      const src = slotAt(from, k);
-      let w = loadSlot(src);
-      if ((slotFlags(w) & NS_BUF_CHANGED) != 0) storeSlotFlags(src, slotFlags(w) & ~NS_BUF_CHANGED);
-      if (slotIdx(w) - NETMAP_FIRST_BUF >= bufs - NETMAP_FIRST_BUF) {
-        w = at64(shadow, k) & IDX_MASK;
-        bump(rx + kring_repairs, 1);
-      }
-      storeSlotWord(slotAt(to, k), w);
-      put64(shadow, k, w);
-    }
+    if (head < first) {
+      giveBack(rx, tx, first, n);
+      giveBack(rx, tx, 0, head);
+    } else giveBack(rx, tx, first, head);
     store<u32>(tx, head == 0 ? n - 1 : head - 1, kring_hwtail);
     if (load<u32>(tx, kring_state) == KRING_RUNNING) publish(d, tx);
   }
   publish(d, rx);
   return distance(first, head, load<u32>(rx, kring_num_slots));
+}
+
+/** Gives slots k .. stop - 1 of an rx ring back. One with a bad index comes back with the buffer that went over. */
+function giveBack(rx: usize, tx: usize, k: u32, stop: u32): void {
+  const ring: usize = load<u32>(rx, kring_ring);
+  const by = <usize>load<u32>(tx, kring_ring) - ring;
+  const bufs = load<u32>(rx, kring_num_bufs);
+  const end = slotAt(ring, stop);
+  let record: usize = load<u32>(rx, kring_shadow) + k * 8;
+  for (let slot = slotAt(ring, k); slot != end; slot += SLOT_BYTES, record += 8) {
+    const w = loadSlot(slot);
+    if (bufValid(slotIdx(w), bufs)) {
+      exchange(slot, by, record, w);
+    } else {
+      const known = at64(record, 0) & IDX_MASK;
+      storeSlotWord(slot + by, known);
+      put64(record, 0, known | CHANGED);
+      bump(rx + kring_repairs, 1);
+    }
+  }
 }
 
 /** Arms an rx ring while its sender, or a zero-copy monitor, waits for what it releases, and only then (R11). */
