@@ -142,9 +142,9 @@ export const port = struct('port', 192, {
 
 /** An entry of a VALE switch's table of addresses; all 0 while free. */
 export const hash_ent = struct('hash_ent', 8, {
-  mac: [0, 'bytes', 6],
   /** port_id + 1 */
-  port: [6, 'u16'],
+  port: [0, 'u16'],
+  mac: [2, 'bytes', 6],
 });
 
 /** One slot of the batch being forwarded (netmap's nm_bdg_fwd): checked, private copy of a sender's slot. */

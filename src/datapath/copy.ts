@@ -5,20 +5,51 @@
  * on an unmapped page they end the process.
  */
 
-/** Copies a frame; the common short ones here, so that this can be inlined, the others by `copyBytes`. */
+/** Most bytes of a frame for `copyFrame`. */
+export const SHORT: u32 = 64;
+
+/**
+ * Copies a frame of 8 to SHORT bytes. This, `copyLong` and `touch` make no calls and have one caller, so that they are
+ * inlined in its loop, which keeps its state in registers.
+ */
 export function copyFrame(src: usize, dst: usize, len: u32): void {
-  if (len - 32 > 32) {
-    copyBytes(src, dst, len);
-    return;
+  const over = dst - src;
+  if (len >= 32) {
+    const last = src + len - 32;
+    const a = v128.load(src);
+    const b = v128.load(src, 16);
+    const c = v128.load(last);
+    const d = v128.load(last, 16);
+    v128.store(dst, a);
+    v128.store(dst, b, 16);
+    v128.store(last + over, c);
+    v128.store(last + over, d, 16);
+  } else if (len >= 16) {
+    const last = src + len - 16;
+    const a = v128.load(src);
+    const b = v128.load(last);
+    v128.store(dst, a);
+    v128.store(last + over, b);
+  } else {
+    const last = src + len - 8;
+    const a = load<u64>(src);
+    const b = load<u64>(last);
+    store<u64>(dst, a);
+    store<u64>(last + over, b);
   }
-  const a = v128.load(src);
-  const b = v128.load(src, 16);
-  const c = v128.load(src + len - 32);
-  const d = v128.load(src + len - 32, 16);
-  v128.store(dst, a);
-  v128.store(dst, b, 16);
-  v128.store(dst + len - 32, c);
-  v128.store(dst + len - 32, d, 16);
+}
+
+/** Copies a frame of more than SHORT bytes. */
+export function copyLong(src: usize, dst: usize, len: u32): void {
+  const over = dst - src;
+  const last = src + len - 64;
+  for (; src < last; src += 64) copy64(src, src + over);
+  copy64(last, last + over);
+}
+
+/** Loads a byte of every other line of a frame, so that they are on their way here while something else is done. */
+export function touch(src: usize, len: u32): void {
+  for (const end = src + len; src < end; src += 128) load<u8>(src);
 }
 
 /** Copies any number of bytes between any addresses that do not overlap. */

@@ -1,7 +1,7 @@
 /**
  * The VirtIO network header (struct virtio_net_hdr, VirtIO 1.3, 5.1.6), as one private value of 10 bytes:
  * flags u8, gso_type u8, hdr_len u16, gso_size u16, csum_start u16, csum_offset u16. A sender's header is read once, by
- * `scan` in vale.ts, checked there, and kept in the domain's `vnet`, one element for each of `ft` (R5).
+ * `takeHeaders` in resolve.ts, checked there, and kept in the domain's `vnet`, one element for each of `ft` (R5).
  */
 import { domain_ft, domain_vnet, vnet_ent_header } from './layouts.generated';
 

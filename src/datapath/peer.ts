@@ -2,8 +2,8 @@
  * Memory that a peer can write: slots, CSB entries, frames. Nothing outside this file and copy.ts touches it (the build
  * checks that), and here every word is read by one load and handed out as a value (R5): what is checked is what is used.
  *
- * CSB words and slots are read and written by (sequentially consistent) atomics, so these functions also are the
- * barriers of the protocol, on this side. 32-bit atomics on an unmapped page end the process instead of trapping:
+ * CSB words are read and written by (sequentially consistent) atomics, so these functions also are the barriers of the
+ * protocol, on this side: slots and frames, by plain accesses, stay between them. 32-bit atomics on an unmapped page end the process instead of trapping:
  * addresses come from the kring, where control code put them, and from checked indexes only.
  *
  * Mirrors net/netmap.h (netmap_slot), net/netmap_virt.h (nm_csb_atok, nm_csb_ktoa).
@@ -43,7 +43,7 @@ export function bufValid(idx: u32, bufs: u32): bool {
 
 /** buf_idx, len and flags of a slot, by one load; taken apart by `slotIdx`, `slotLen`, `slotFlags`. */
 export function loadSlot(slot: usize): u64 {
-  return atomic.load<u64>(slot, netmap_slot_buf_idx);
+  return load<u64>(slot, netmap_slot_buf_idx);
 }
 
 export function slotIdx(w: u64): u32 {

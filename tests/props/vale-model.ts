@@ -167,7 +167,7 @@ export function flowRing(eth: Uint8Array, rings: number): number {
 }
 
 export const rthash = (mac: bigint): number =>
-  Number(BigInt.asUintN(64, mac * 0x9e37_79b9_7f4a_7c15n) / (2n ** 64n / BigInt(NM_BDG_HASH)));
+  Number(BigInt.asUintN(48, mac * 0x9e37_79b9_7f4a_7c15n) / (2n ** 48n / BigInt(NM_BDG_HASH)));
 
 function ethernet(frags: readonly Uint8Array[], hdr: number): Uint8Array | undefined {
   const [first, second] = frags;
