@@ -22,7 +22,9 @@ const SIZES = [64, 1500];
 /** Ratios that are wanted: of a figure by another one, and the goal. */
 const GOALS: readonly { readonly size: number; readonly of: string; readonly by: string; readonly goal: number }[] = [
   { size: 64, of: 'datapath, VALE', by: 'C: VALE, 1 thread', goal: 1 },
+  { size: 64, of: 'datapath, VALE', by: 'C: VALE, 1 thread, 16-byte registers', goal: 1 },
   { size: 1500, of: 'datapath, VALE', by: 'C: memcpy, 1 thread', goal: 0.95 },
+  { size: 1500, of: 'datapath, VALE', by: 'C: VALE, 1 thread', goal: 1 },
   { size: 64, of: 'datapath, pipe', by: 'C: swap, 1 thread', goal: 0.8 },
   { size: 64, of: 'guests, VALE, 4096 slots', by: 'DPDK memif', goal: 0.9 },
   { size: 1500, of: 'guests, VALE, 4096 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
@@ -66,10 +68,13 @@ export async function benchPeers(context: Context): Promise<Row[]> {
         },
       ];
       if (typeof c !== 'string') {
-        const rings = (how: string, processes: number, slots: number) => async (): Promise<number> =>
-          (await c('rings', [how, processes, size, slots, 256, 256, ms / 4]))[0]!;
+        const rings =
+          (how: string, processes: number, slots: number, name = 'rings') =>
+          async (): Promise<number> =>
+            (await c(name, [how, processes, size, slots, 256, 256, ms / 4]))[0]!;
         variants.push(
           { name: 'C: VALE, 1 thread', run: rings('vale', 1, 1024) },
+          { name: 'C: VALE, 1 thread, 16-byte registers', run: rings('vale', 1, 1024, 'rings16') },
           { name: 'C: memcpy, 1 thread', run: rings('copy', 1, 1024) },
           { name: 'C: swap, 1 thread', run: rings('swap', 1, 1024) },
           { name: 'C: memcpy, 2 processes', run: rings('copy', 2, 1024) },

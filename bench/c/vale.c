@@ -42,7 +42,7 @@ struct vale *vale_new(struct kring *rx0, struct kring *rx1)
 
 static inline uint32_t rthash(uint64_t mac)
 {
-	return (uint32_t)((mac * 0x9e3779b97f4a7c15ull) >> (64 - HASH_BITS));
+	return (uint32_t)(((mac << 16) * 0x9e3779b97f4a7c15ull) >> (64 - HASH_BITS));
 }
 
 static inline void copy_frame(uint8_t *restrict dst, const uint8_t *restrict src, uint32_t len)
@@ -51,10 +51,21 @@ static inline void copy_frame(uint8_t *restrict dst, const uint8_t *restrict src
 		memcpy(dst, src, len);
 		return;
 	}
+#ifdef __AVX2__
 	__m256i a = _mm256_loadu_si256((const __m256i *)(const void *)src);
 	__m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(src + len - 32));
 	_mm256_storeu_si256((__m256i *)(void *)dst, a);
 	_mm256_storeu_si256((__m256i *)(void *)(dst + len - 32), b);
+#else
+	__m128i a = _mm_loadu_si128((const __m128i *)(const void *)src);
+	__m128i b = _mm_loadu_si128((const __m128i *)(const void *)(src + 16));
+	__m128i c = _mm_loadu_si128((const __m128i *)(const void *)(src + len - 32));
+	__m128i d = _mm_loadu_si128((const __m128i *)(const void *)(src + len - 16));
+	_mm_storeu_si128((__m128i *)(void *)dst, a);
+	_mm_storeu_si128((__m128i *)(void *)(dst + 16), b);
+	_mm_storeu_si128((__m128i *)(void *)(dst + len - 32), c);
+	_mm_storeu_si128((__m128i *)(void *)(dst + len - 16), d);
+#endif
 }
 
 static uint32_t scan(struct vale *v, struct kring *tx, uint32_t j, uint32_t *entries)
