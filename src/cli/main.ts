@@ -64,4 +64,11 @@ async function main(args: readonly string[]): Promise<number> {
   }
 }
 
+/** Exit status of a program that a signal ended is 128 and its number; 13 is SIGPIPE. */
+const EXIT_SIGPIPE = 141;
+// Whoever read what is printed has seen enough: the end, without a word, as of a program that SIGPIPE ends.
+process.stdout.on('error', (e: NodeJS.ErrnoException) => {
+  if (e.code === 'EPIPE') process.exit(EXIT_SIGPIPE);
+  throw e;
+});
 process.exit(await main(process.argv.slice(2)));

@@ -121,7 +121,7 @@ test('dump: both directions of a port while pings pass, to a file and to a pipe'
   const ping = await PktGen.start(runDir, 'vale3:ping', ['-f', 'ping', '-n', '20']);
   assert.equal((await ping.result(30_000)).rtt?.received, 20);
   assert.equal(await dump.exited, 0);
-  assert.match(dump.stderr, /40 packets captured/);
+  assert.match(dump.stderr, /40 packets captured\n0 packets lost\n/);
   await pong.end();
   const reader = new CaptureReader(file);
   const macs: string[] = [];
@@ -131,6 +131,34 @@ test('dump: both directions of a port while pings pass, to a file and to a pipe'
   assert.equal(new Set(macs).size, 2);
   const none = await ptnet(['dump', '--run-dir', runDir, '-i', 'vale3:none', '-w', file]);
   assert.deepEqual([none.code, /no port vale3:none to be monitored/.test(none.stderr)], [1, true]);
+});
+
+test('a reader that has seen enough ends a program without a word: pkt-gen -X | head', async () => {
+  const tx = new PtnetProcess(['pkt-gen', '--run-dir', runDir, '-i', 'vale5:x', '-f', 'tx', '-X']);
+  await tx.says(/ring 0 cur/);
+  tx.child.stdout!.destroy();
+  assert.equal(await tx.exited, 141);
+  assert.doesNotMatch(tx.stderr, /EPIPE/);
+});
+
+test('dump: what was captured is in the file when the port goes, and what was lost is said', async () => {
+  const file = join(dir, 'gone.pcap');
+  const rx = await PktGen.start(runDir, 'vale3:gone', ['-f', 'rx']);
+  const slow = ['dump', '--run-dir', runDir, '-i', 'vale3:gone/r@conf:rx-slots=4', '-w', file];
+  const dump = new PtnetProcess(slow);
+  await dump.says(/listening on/);
+  const tx = await PktGen.start(runDir, 'vale3:tx', ['-f', 'tx', '-n', '5000', '-b', '500']);
+  await tx.result(30_000);
+  await rx.end();
+  assert.equal(await dump.exited, 1);
+  assert.match(dump.stderr, /ENODEV\n$/);
+  const [, captured] = /(\d+) packets captured\n/.exec(dump.stderr) ?? [];
+  const reader = new CaptureReader(file);
+  let packets = 0;
+  while (reader.next()) packets += 1;
+  reader.close();
+  assert.equal(packets, Number(captured));
+  assert.ok(packets > 0);
 });
 
 test('lb: a connection goes to one pipe of each group, and the second group gets what the first has read', async () => {

@@ -1,7 +1,7 @@
 /** `ptnet dump`: what passes through a port, as pcap or pcapng. docs/dump.md describes it. */
 import { setImmediate } from 'node:timers/promises';
 import type { Command } from 'commander';
-import { NS_MOREFRAG, NS_TXMON, openPort, POLLIN } from '../../api/index.ts';
+import { listDaemon, NS_MOREFRAG, NS_TXMON, openPort, POLLIN } from '../../api/index.ts';
 import { type CommonFlags, command } from '../command.ts';
 import { CaptureFiles, type FilePlan } from '../dump/files.ts';
 import { UsageError } from '../errors.ts';
@@ -86,18 +86,30 @@ async function dump(flags: DumpFlags & CommonFlags): Promise<void> {
   try {
     const files = new CaptureFiles(plan, name);
     process.stderr.write(`listening on ${name}, ${plan.format}, snapshot length ${plan.snapLen} bytes\n`);
-    let packets = 0;
     try {
-      packets = await dumpLoop(port, files, count, cancel);
-      files.close();
+      try {
+        await dumpLoop(port, files, count, cancel);
+      } finally {
+        files.close(); // also when the port is gone
+      }
     } catch (e) {
       // Whoever read the pipe has seen enough.
       if ((e as NodeJS.ErrnoException).code !== 'EPIPE') throw e;
+    } finally {
+      const lost = await lostPackets(flags.runDir);
+      const why = lost > 0 ? ': dump was too slow, a longer ring helps (docs/dump.md)' : '';
+      process.stderr.write(`${files.packets} packets captured\n${lost} packets lost${why}\n`);
     }
-    process.stderr.write(`${packets} packets captured\n`);
   } finally {
     await port.close();
   }
+}
+
+/** Packets that this process's monitor had no room for. */
+async function lostPackets(runDir: string | undefined): Promise<number> {
+  const { domains } = await listDaemon(runDir).catch(() => ({ domains: [] }));
+  const mine = domains.flatMap((d) => d.ports).filter(({ owner }) => 'pid' in owner && owner.pid === process.pid);
+  return mine.flatMap((p) => p.rxRings).reduce((sum, { drops }) => sum + (drops['full'] ?? 0), 0);
 }
 
 /** Writes what comes until there are `count` packets (0: no limit) or it is cancelled. @returns packets */

@@ -24,6 +24,8 @@ export class CaptureFiles {
   readonly #port: string;
   #writer: CaptureWriter;
   #n = 0;
+  /** Packets that were begun. */
+  packets = 0;
 
   constructor(plan: FilePlan, port: string) {
     this.#plan = plan;
@@ -34,6 +36,7 @@ export class CaptureFiles {
   /** The file to write the next packet to. */
   next(): CaptureWriter {
     const { fileBytes } = this.#plan;
+    this.packets += 1;
     if (fileBytes > 0 && this.#writer.bytes >= fileBytes) {
       this.#writer.close();
       this.#n += 1;
