@@ -32,6 +32,7 @@ import {
   kring_mon_kind,
   kring_port,
   kring_num_slots,
+  kring_rhead,
   kring_signalled,
   kring_state,
   kring_zmon,
@@ -303,7 +304,7 @@ function txsync(d: usize, kr: usize): u32 {
   if (kind == DOMAIN_NIC) return nicTxsync(d, kr);
   if (!txsyncPrologue(kr)) return 0;
   setArmed(kr, 0);
-  if (load<u32>(kr, kring_mon) != 0) monitorSent(d, kr);
+  if (load<u32>(kr, kring_mon) != 0) monitorSent(d, kr, load<u32>(kr, kring_rhead));
   return valeTxsync(d, kr);
 }
 

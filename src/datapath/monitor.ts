@@ -31,7 +31,6 @@ import {
   kring_num_slots,
   kring_packets,
   kring_port,
-  kring_rhead,
   kring_ring,
   kring_rtail,
   kring_shadow,
@@ -53,9 +52,9 @@ import { at64, bump, put64 } from './private';
 
 const IDX_MASK: u64 = 0xffff_ffff;
 
-/** Shows monitors what a tx ring is about to send: slots hwcur .. rhead - 1. */
-export function monitorSent(d: usize, kr: usize): void {
-  copySlots(d, kr, load<u32>(kr, kring_hwcur), load<u32>(kr, kring_rhead));
+/** Shows monitors what a tx ring is about to send: slots hwcur .. to - 1. */
+export function monitorSent(d: usize, kr: usize, to: u32): void {
+  copySlots(d, kr, load<u32>(kr, kring_hwcur), to);
 }
 
 /** Before hwtail of a ring is published: slots came back to a tx ring, or arrived in an rx ring. */

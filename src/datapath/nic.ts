@@ -23,6 +23,7 @@ import {
   kring_faulty,
   kring_hwcur,
   kring_hwtail,
+  kring_mon,
   kring_num_bufs,
   kring_num_slots,
   kring_packets,
@@ -66,6 +67,7 @@ import {
   NS_MOREFRAG,
   NS_RFRAGS_SHIFT,
 } from './layouts.generated';
+import { monitorSent } from './monitor';
 import { descAddr, descContinues, descLen, ringCount, setRingCount, storeDesc, storeFill } from './nic-rings';
 import { loadHead, loadSlot, slotAt, slotFlags, slotIdx, slotLen, storeCursor, storeSlotWord } from './peer';
 import { at, bump, push, removeAt } from './private';
@@ -315,6 +317,7 @@ export function nicTxsync(d: usize, kr: usize): u32 {
   } else {
     moved = complete(q, kr);
     pos = send(q, kr, hwcur, head);
+    if (pos != hwcur && load<u32>(kr, kring_mon) != 0) monitorSent(d, kr, pos);
     moved += distance(hwcur, pos, n);
     done = load<u32>(q, nic_queue_done);
   }

@@ -31,7 +31,7 @@ export function nullTxsync(d: usize, kr: usize): u32 {
 export function sinkTxsync(d: usize, kr: usize, counter: usize): u32 {
   if (!txsyncPrologue(kr)) return 0;
   setArmed(kr, 0);
-  if (load<u32>(kr, kring_mon) != 0) monitorSent(d, kr);
+  if (load<u32>(kr, kring_mon) != 0) monitorSent(d, kr, load<u32>(kr, kring_rhead));
   const n = load<u32>(kr, kring_num_slots);
   const ring: usize = load<u32>(kr, kring_ring);
   const head = load<u32>(kr, kring_rhead);

@@ -68,7 +68,7 @@ export function pipeTxsync(d: usize, tx: usize): u32 {
   const rx: usize = load<u32>(tx, kring_peer);
   if (load<u32>(rx, kring_state) == KRING_FROZEN || !txsyncPrologue(tx)) return 0;
   setArmed(tx, 0);
-  if (load<u32>(tx, kring_mon) != 0) monitorSent(d, tx);
+  if (load<u32>(tx, kring_mon) != 0) monitorSent(d, tx, load<u32>(tx, kring_rhead));
   const n = load<u32>(tx, kring_num_slots);
   const head = load<u32>(tx, kring_rhead);
   const from: usize = load<u32>(tx, kring_ring);

@@ -11,6 +11,7 @@ import { z } from 'zod';
 import { NM_BDG_MAXPORTS, NM_BDG_MAXRINGS, NM_BRIDGE_MAXSLOTS, NM_BRIDGE_RINGSIZE } from '../abi/index.ts';
 import { defaultRunDir } from '../os/index.ts';
 import { parsePortName, PortNameError } from '../ports/index.ts';
+import { isMonitor } from './monitors.ts';
 import { ConfigError, explainIssues, explainSyntax, type Source } from './config-errors.ts';
 
 export { ConfigError } from './config-errors.ts';
@@ -232,13 +233,14 @@ const document = mapping({
   ),
 });
 
-/** Ports that stand twice: [port, first VM, second VM, index in the second's list]. */
+/** Ports that stand twice, each monitor being one of its own: [port, first VM, second VM, index in the second's list]. */
 function* sharedPorts(
   vms: Readonly<Record<string, { readonly ports: readonly string[] }>>,
 ): Generator<[string, string, string, number]> {
   const owners = new Map<string, string>();
   for (const [name, { ports }] of Object.entries(vms)) {
     for (const [i, port] of ports.entries()) {
+      if (portName.safeParse(port).success && isMonitor(parsePortName(port))) continue;
       const owner = owners.get(port);
       if (owner !== undefined) yield [port, owner, name, i];
       owners.set(port, owner ?? name);

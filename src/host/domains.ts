@@ -54,7 +54,10 @@ export class Domains {
   /** The domain of that name, made if it is not there, on `on` or the thread with the fewest. @throws SysError */
   async get(name: string, kind: DomainKind, on?: Datapath): Promise<Domain> {
     const known = this.find(name);
-    if (known !== undefined) return known;
+    if (known !== undefined) {
+      if (known.kind === kind) return known;
+      throw new SysError(`${name}: monitors wait for a port of another kind (${known.kind}) there`, errno.EEXIST);
+    }
     const load = (d: Datapath): number => [...this.#domains.values()].filter((x) => x.datapath === d).length;
     const datapath = on ?? this.#threads.datapaths.reduce((best, d) => (load(d) < load(best) ? d : best));
     const bytes = pageRound(domainLayout.size);

@@ -214,9 +214,9 @@ export class PortTable {
    */
   async createMonitor(name: PortName, config: PortConfig, region: SharedRegion, owner: PortOwner): Promise<Port> {
     const port = this.find(name.name);
-    if (port === undefined ? name.kind === 'netmap' : port.kind === 'nic') {
-      const advice = 'attach it to a switch (vale-ctl -a) and monitor it there';
-      throw new SysError(`open ${name.text}: no monitors of an interface's own port; ${advice}`, errno.EOPNOTSUPP);
+    if (isZeroCopyMonitor(name) && (port === undefined ? name.kind === 'netmap' : port.kind === 'nic')) {
+      const why = 'the buffers of an interface are the kernel’s in between; its monitors copy (/r, /t)';
+      throw new SysError(`open ${name.text}: ${why}`, errno.EOPNOTSUPP);
     }
     const domain = port?.domain ?? (await this.#domains.get(...domainOf(name)));
     const { space, mailbox } = domain.datapath;

@@ -143,7 +143,7 @@ export class Switchboard {
    */
   #shape(name: PortName, config: PortConfig): PortConfig {
     const existing = this.#ports.find(name.name);
-    if (isMonitor(name)) return monitorConfig(name, existing?.config ?? config);
+    if (isMonitor(name)) return monitorConfig(name, existing?.config ?? this.#shape({ ...name, flags: 0 }, config));
     if (name.kind !== 'netmap' || existing !== undefined) return config;
     const rings = nicRings(name.port);
     return { ...config, txRings: rings, rxRings: rings };

@@ -1,10 +1,27 @@
-/** `ptnet bridge` on a single interface: the host is reached through it as before. */
+/** `ptnet bridge` on a single interface: the host is reached through it as before, and monitors see what passes. */
 import assert from 'node:assert/strict';
+import { join } from 'node:path';
 import { test } from 'node:test';
+import { openPort } from '../../src/api/index.ts';
+import { CaptureReader } from '../../src/cli/pcap/reader.ts';
 import { PtnetProcess } from '../e2e/ptnet.ts';
 import { NicLab, nicSkip } from './nic-lab.ts';
 
-test('bridge joins an interface with the host’s stack at it, without a copy', { skip: nicSkip('ping') }, async () => {
+/** Types of the ICMP packets of a capture. */
+function icmpTypes(file: string): number[] {
+  const reader = new CaptureReader(file);
+  const types: number[] = [];
+  while (reader.next()) {
+    const { data } = reader;
+    if (data[12] === 8 && data[13] === 0 && data[23] === 1) types.push(data[34]!);
+  }
+  reader.close();
+  return types;
+}
+
+test('bridge joins an interface with the host’s stack at it, without a copy; dump watches both', {
+  skip: nicSkip('ping'),
+}, async () => {
   const lab = new NicLab();
   try {
     lab.here.ip('addr', 'add', '10.98.0.1/24', 'dev', 'veth0');
@@ -15,6 +32,22 @@ test('bridge joins an interface with the host’s stack at it, without a copy', 
     assert.match(bridge.stderr, /^zero copy\n/);
     assert.ok(await lab.there.pings('10.98.0.1'));
     assert.ok(await lab.here.pings('10.98.0.2'));
+    // What the card receives is what the host's stack gets, and the other way round: 8 asks, 0 answers.
+    for (const [port, direction, type] of [
+      ['netmap:veth0', 'in', 8],
+      ['netmap:veth0', 'out', 0],
+      ['netmap:veth0^', 'in', 0],
+      ['netmap:veth0^', 'out', 8],
+    ] as const) {
+      const file = join(lab.runDir, 'dump.pcap');
+      const args = ['dump', '--run-dir', lab.runDir, '-i', port, '-Q', direction, '-w', file];
+      const dump = new PtnetProcess(args);
+      await dump.says(/listening on/);
+      assert.ok(await lab.there.pings('10.98.0.1'));
+      assert.equal(await dump.end(), 0);
+      assert.deepEqual(icmpTypes(file), [type, type, type], `${port} ${direction}`);
+    }
+    await assert.rejects(openPort('netmap:veth0/z', { runDir: lab.runDir }), { code: 'ENOTSUP' });
     assert.equal(await bridge.end(), 0);
     assert.match(bridge.stdout, /netmap:veth0 --> netmap:veth0\^: \d+ packets/);
     assert.ok(await lab.there.pings('10.98.0.1'), 'and when it has ended');

@@ -79,6 +79,9 @@ test('one port does not serve two devices', () => {
   assert.deepEqual(faults('vms:\n  a: {ports: [vale0:x]}\n  b: {ports: [vale0:y, vale0:x]}\n'), [
     'p.yaml:3:24: vms.b.ports[1]: vale0:x is already a port of a: a port serves one device',
   ]);
+  // Each monitor is a port of its own.
+  const { vms } = parseConfig('vms:\n  a: {ports: [vale0:x/rt]}\n  b: {ports: [vale0:x/rt, vale0:x/rt]}\n', 'p');
+  assert.deepEqual(vms['b']?.ports, ['vale0:x/rt', 'vale0:x/rt']);
 });
 
 test('sizes are bytes or K, M, G', () => {
