@@ -1,8 +1,7 @@
 /**
  * Pipes (netmap_pipe.c; docs/pipes.md): a tx ring and the rx ring at the other end have the same slots, and slot k is in
  * the hands of one of the two sides: the receiver's from its hwcur to the sender's hwcur, the sender's otherwise. Sending
- * copies the slot forth, releasing copies it back; nothing is ever dropped (R10). `shadow` keeps what was exchanged last:
- * a slot that is as recorded there is in both rings already. Where the record has NS_BUF_CHANGED, it may not be.
+ * copies the slot forth, releasing copies it back; nothing is ever dropped (R10). `shadow` keeps what was exchanged last.
  *
  * Owner of everything here: the domain's datapath thread. A frozen ring belongs to control code for that time.
  */
@@ -58,8 +57,6 @@ import {
 import { at64, bump, put64 } from './private';
 
 const IDX_MASK: u64 = 0xffff_ffff;
-/** In a record: the rings may hold something else. */
-const CHANGED: u64 = (<u64>NS_BUF_CHANGED) << 48;
 /** Flags of a slot that is not a packet of its own. */
 const NS_SLOW: u32 = NS_MOREFRAG | NS_INDIRECT;
 
@@ -107,7 +104,7 @@ export function pipeTxsync(d: usize, tx: usize): u32 {
       w &= ~((<u64>NS_MOREFRAG) << 48);
     }
     storeSlotWord(dst, w);
-    put64(shadow, k, w | CHANGED);
+    put64(shadow, k, w);
     if (last) {
       if (bad != 0) {
         emptyPacket(to, shadow, tail, next, n);
@@ -165,10 +162,9 @@ function sendPackets(tx: usize, rx: usize, k: u32, stop: u32): u32 {
   return k + slotsBetween(first, slot);
 }
 
-/** Writes what a slot holds to the slot `by` bytes from it in the peer's ring, and records it, unless it is there already. */
+/** Copies what a slot holds to the slot `by` bytes from it, in the peer's ring, and records it. */
 function exchange(slot: usize, by: usize, record: usize, w: u64): void {
-  if (((at64(record, 0) ^ w) | (w & CHANGED)) == 0) return;
-  if ((w & CHANGED) != 0) storeSlotFlags(slot, slotFlags(w) & ~NS_BUF_CHANGED);
+  if ((slotFlags(w) & NS_BUF_CHANGED) != 0) storeSlotFlags(slot, slotFlags(w) & ~NS_BUF_CHANGED);
   storeSlotWord(slot + by, w);
   put64(record, 0, w);
 }
@@ -183,7 +179,7 @@ function emptyPacket(to: usize, shadow: usize, from: u32, end: u32, n: u32): voi
   for (let k = from; k != end; k = k + 1 == n ? 0 : k + 1) {
     const w = at64(shadow, k) & IDX_MASK;
     storeSlot(slotAt(to, k), 0, 0);
-    put64(shadow, k, w | CHANGED);
+    put64(shadow, k, w);
   }
 }
 
@@ -228,7 +224,7 @@ function giveBack(rx: usize, tx: usize, k: u32, stop: u32): void {
     } else {
       const known = at64(record, 0) & IDX_MASK;
       storeSlotWord(slot + by, known);
-      put64(record, 0, known | CHANGED);
+      put64(record, 0, known);
       bump(rx + kring_repairs, 1);
     }
   }

@@ -11,16 +11,7 @@
  * (docs/pipes.md). They have to be frozen while they are rebuilt.
  */
 import type { Views } from '../abi/index.ts';
-import {
-  kring,
-  NETMAP_FIRST_BUF,
-  NR_DIR_RX,
-  NR_DIR_TX,
-  NS_BUF_CHANGED,
-  NS_MOREFRAG,
-  netmap_ring,
-  netmap_slot,
-} from '../abi/index.ts';
+import { kring, NETMAP_FIRST_BUF, NR_DIR_RX, NR_DIR_TX, NS_MOREFRAG, netmap_ring, netmap_slot } from '../abi/index.ts';
 import { writeRing } from '../memory/index.ts';
 import type { PortRing, Registration } from '../ports/index.ts';
 import { allRings, ledgerOf, writeExtraBufs } from '../ports/index.ts';
@@ -43,8 +34,6 @@ interface Holder {
 }
 
 const IDX_MASK = 0xffffffffn;
-/** In a record: the other ring may hold something else (src/datapath/pipe.ts). */
-const CHANGED = BigInt(NS_BUF_CHANGED) << 48n;
 
 /**
  * Puts right what the rings of a registration hold, and their slots.
@@ -183,7 +172,7 @@ function writePairedRing(
   const shadow = ring.pair!.shadow / 8;
   const tx = ring.dir === NR_DIR_TX;
   const gone = tx ? new Set(chosen.map((slot) => slot.k)) : wholePackets(m, ring, chosen, lost);
-  for (const { k, idx } of chosen) if (gone.has(k)) m.u64[shadow + k] = BigInt(idx) | CHANGED;
+  for (const { k, idx } of chosen) m.u64[shadow + k] = gone.has(k) ? BigInt(idx) : shadowWord(m, ring, k);
   const buffers = Array.from({ length: ring.numSlots }, (_, k) => Number(shadowWord(m, ring, k) & IDX_MASK));
   writeRing(m, own.regionAddr, own.bufPoolOfs, own.bufSize, ring, buffers);
   const at = own.regionAddr + ring.ringOfs;
@@ -194,7 +183,7 @@ function writePairedRing(
   for (let k = 0; k < ring.numSlots; k++) {
     const slot = at + netmap_ring.size + k * netmap_slot.size;
     netmap_slot.set.len(m, slot, wordLen(shadowWord(m, ring, k)));
-    netmap_slot.set.flags(m, slot, wordFlags(shadowWord(m, ring, k) & ~CHANGED));
+    netmap_slot.set.flags(m, slot, wordFlags(shadowWord(m, ring, k)));
   }
 }
 
