@@ -75,8 +75,9 @@ function resolvePlain(d: usize, kr: usize, ft: usize, end: usize, hdr: u32): usi
     if (entry >> FRAGS_SHIFT != 1) break;
     const eth: usize = <u32>entry + hdr;
     learn(d, me, eth, 0);
-    let dst = find(d, eth);
-    if (dst >= NM_BDG_MAXPORTS) {
+    const found = find(d, eth);
+    let dst = <u32>found;
+    if (found >= NM_BDG_MAXPORTS) {
       dst = DST_FLOOD;
       floods++;
     } else if (dst == me) {
@@ -103,8 +104,9 @@ function resolvePacket(d: usize, kr: usize, ft: usize, hdr: u32): usize {
   const inFirst = <u32>load<u16>(ft, nm_bdg_fwd_len) > hdr;
   const eth: usize = inFirst ? load<u32>(ft, nm_bdg_fwd_src) + hdr : load<u32>(ft + nm_bdg_fwd_size, nm_bdg_fwd_src);
   learn(d, me, eth, flags);
-  let dst = find(d, eth);
-  if (dst >= NM_BDG_MAXPORTS) dst = DST_FLOOD;
+  const found = find(d, eth);
+  let dst = <u32>found;
+  if (found >= NM_BDG_MAXPORTS) dst = DST_FLOOD;
   else if (dst == me) dst = DST_NONE;
   countResolved(d, kr, 1, dst == DST_FLOOD ? 1 : 0, dst == DST_NONE ? 1 : 0);
   store<u16>(ft, <u16>(frags | (dst << 8)), nm_bdg_fwd_frags);

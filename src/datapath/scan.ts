@@ -44,7 +44,7 @@ const ETH_HLEN: u32 = 14;
 /** Where `ft` has a packet's flags: its VirtIO header is malformed. */
 export const MALFORMED: u32 = 0xff;
 /** Flags of a slot that need a closer look. */
-const NS_SLOW: u32 = NS_MOREFRAG | NS_INDIRECT | NS_BUF_CHANGED;
+const NS_SLOW: u32 = NS_MOREFRAG | NS_INDIRECT | NS_BUF_CHANGED | NS_NO_LEARN;
 
 /**
  * First pass: takes slots of a tx ring from j on, at most to `head`, until FT_GROUP of them are in `ft` (the last chain
@@ -88,7 +88,7 @@ function scanPlain(kr: usize, slot: usize, stop: usize, ft: usize): usize {
     if ((slotFlags(w) & NS_SLOW) != 0) break;
     if (!bufValid(slotIdx(w), bufs)) break;
     if (len - minLen > bufSize - minLen) break;
-    storeFwd(ft, base + slotIdx(w) * bufSize, len, 1, slotFlags(w));
+    storeFwd(ft, base + slotIdx(w) * bufSize, len, 1, 0);
     bytes += len;
     ft += nm_bdg_fwd_size;
     slot += SLOT_BYTES;

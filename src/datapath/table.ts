@@ -5,15 +5,7 @@
  *
  * An entry is one u64: port_id + 1 in the low 16 bits, the address above, as it lies in a frame (src/abi/host.ts, hash_ent).
  */
-import {
-  DST_FLOOD,
-  domain_ht,
-  hash_ent_mac,
-  hash_ent_size,
-  NM_BDG_HASH,
-  NM_BDG_MAXPORTS,
-  NS_NO_LEARN,
-} from './layouts.generated';
+import { domain_ht, hash_ent_mac, hash_ent_size, NM_BDG_HASH, NS_NO_LEARN } from './layouts.generated';
 import { loadFrame64 } from './peer';
 
 /** Bits of an entry that are not its address. */
@@ -38,16 +30,16 @@ export function learn(d: usize, me: u32, eth: usize, flags: u32): void {
   const smac = loadFrame64(eth + 4) & ~PORT_MASK;
   const ent = d + rthash(smac);
   const learned = smac | (<u64>me + 1);
-  if (load<u64>(ent, domain_ht) == learned) return;
-  if (((smac & GROUP) | (flags & NS_NO_LEARN)) == 0) store<u64>(ent, learned, domain_ht);
+  const known = load<u64>(ent, domain_ht);
+  // One branch while nothing is new.
+  if (known != learned) store<u64>(ent, ((smac & GROUP) | (flags & NS_NO_LEARN)) == 0 ? learned : known, domain_ht);
 }
 
-/** The port_id a frame goes to; something else if it goes to all (broadcast, multicast, unknown). */
-export function find(d: usize, eth: usize): u32 {
+/** The port_id a frame goes to; no such number if it goes to all (broadcast, multicast, unknown). */
+export function find(d: usize, eth: usize): u64 {
   const dmac = loadFrame64(eth) << (8 * hash_ent_mac);
   // Of an entry with this address, the port is left. Group addresses are never learned, hence never found.
-  const port = (load<u64>(d + rthash(dmac), domain_ht) ^ dmac) - 1;
-  return port < NM_BDG_MAXPORTS ? <u32>port : DST_FLOOD;
+  return (load<u64>(d + rthash(dmac), domain_ht) ^ dmac) - 1;
 }
 
 /** Forgets every address of a port. */

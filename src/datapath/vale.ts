@@ -50,7 +50,7 @@ import {
 } from './layouts.generated';
 import { deliverOffload } from './offload';
 import { loadVnet } from './offload-vnet';
-import { bufValid, loadSlot, SLOT_BYTES, slotAt, slotIdx, storeSlot } from './peer';
+import { bufValid, loadSlot, slotAt, slotIdx, storeSlot } from './peer';
 import { at, bump, push } from './private';
 import { resolve } from './resolve';
 import { scan } from './scan';
@@ -208,10 +208,13 @@ function copyRun(d: usize, kr: usize, ft: usize, end: usize, slot: usize, plain:
   const bufs = load<u32>(kr, kring_num_bufs);
   const first = ft;
   const last = end - nm_bdg_fwd_size;
+  // A slot is as large as two entries: one variable less in the loop.
+  const ofs = slot - 2 * ft;
   let bytes: u32 = 0;
-  for (; ft != end; ft += nm_bdg_fwd_size, slot += SLOT_BYTES) {
+  for (; ft != end; ft += nm_bdg_fwd_size) {
     if (<u32>load<u16>(ft, nm_bdg_fwd_frags) != plain) break;
-    const idx = slotIdx(loadSlot(slot));
+    const to = ofs + 2 * ft;
+    const idx = slotIdx(loadSlot(to));
     const len: u32 = load<u16>(ft, nm_bdg_fwd_len);
     if (!bufValid(idx, bufs)) break;
     if (len > bufSize) break;
@@ -224,7 +227,7 @@ function copyRun(d: usize, kr: usize, ft: usize, end: usize, slot: usize, plain:
     } else copyFrame(src, buf, len);
     // What was checked is what arrives, whatever the sender does meanwhile.
     if (hdr != 0) storeVnetHdr(buf, loadVnet(d, ft), hdr);
-    storeSlot(slot, len, 1 << NS_RFRAGS_SHIFT);
+    storeSlot(to, len, 1 << NS_RFRAGS_SHIFT);
     bytes += len;
   }
   const packets = <u32>(ft - first) / nm_bdg_fwd_size;
