@@ -36,7 +36,7 @@ const benches: Readonly<Record<string, Bench>> = {
   latency: { run: benchLatency, ms: 2000, rounds: 1 },
   idle: { run: benchIdle, ms: 2000, rounds: 1 },
   growth: { run: benchGrowth, ms: 200, rounds: 1 },
-  monitors: { run: benchMonitors, ms: 200, rounds: 12, onlyByName: true },
+  monitors: { run: benchMonitors, ms: 150, rounds: 10, onlyByName: true },
   net: { run: benchNet, ms: 3000, rounds: 3, onlyByName: true },
   peers: { run: benchPeers, ms: 1500, rounds: 3, onlyByName: true },
 };

@@ -20,7 +20,7 @@ const LOOKS = [
 const LEAST = 10;
 
 /** A copy of dist/ in `dir` whose datapath never looks for monitors. */
-function withoutMonitors(dir: string): string {
+export function withoutMonitors(dir: string): string {
   const dist = join(dir, 'dist');
   const sources = join(dir, 'datapath');
   cpSync('dist', dist, { recursive: true });
@@ -51,6 +51,7 @@ const CASES = [
   ['VALE', 'measureDatapath', [60, 1, 1024, 16]],
   ['VALE', 'measureDatapath', [60, 1, 1024, 1]],
   ['pipe', 'measurePipe', [60, 1024, 256]],
+  ['pipe', 'measurePipe', [60, 1024, 1]],
 ] as const;
 
 export async function benchMonitors(context: Context): Promise<Row[]> {
