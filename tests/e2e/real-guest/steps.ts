@@ -3,11 +3,11 @@
 
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { PortStatus } from '../../../src/abi/index.ts';
 import { netmap_if, netmap_ring, netmap_slot } from '../../../src/abi/index.ts';
 import { check, equal } from './checks.ts';
-import { type Guest, pktGenCount } from './guest.ts';
+import type { Guest } from './guest.ts';
 import { defaultSetup, type Lab, type Setup } from './lab.ts';
+import { monitor, PACKETS, ping, pong, RATE, rx, TRANSFER_MS, tx, vmToVm } from './packets.ts';
 import { checkPing, tcp } from './tcp.ts';
 
 export interface Step {
@@ -22,21 +22,8 @@ export interface Part {
   readonly steps: readonly Step[];
 }
 
-/** Packets of a counted transfer, and how many a second: slow enough for a guest without hardware help. */
-const PACKETS = 10_000;
-const RATE = 5_000;
-const ROUND_TRIPS = 200;
-const TRANSFER_MS = 120_000;
 const PAUSE_MS = 30_000;
 const STOPPED_MS = 10_000;
-
-/** What was sent is what arrived and what the daemon says that it dropped at the receiver: VALE does not wait. */
-function checkTransfer(sent: number, received: number, dropped: number): string {
-  equal(sent, PACKETS, 'the number of packets sent');
-  equal(received + dropped, sent, `received (${received}) + dropped by the daemon (${dropped})`);
-  check(received >= sent / 2, `only ${received} of ${sent} packets arrived`);
-  return `${received} of ${sent} packets, ${dropped} dropped at the full receiver`;
-}
 
 // ---- Attaching -------------------------------------------------------------------------------------------------
 
@@ -48,108 +35,6 @@ async function attach(lab: Lab): Promise<string> {
   check(port.attached && port.running, 'the rings do not run once the interface is up');
   return `${a.interface()}, header of ${port.vnetHdrLen} bytes`;
 }
-
-// ---- Packets between a guest and the host ----------------------------------------------------------------------
-
-async function tx(lab: Lab): Promise<string> {
-  const a = await lab.vm('a');
-  await a.up();
-  const receiver = await lab.pktGen('vale0:host', ['-f', 'rx']);
-  const before = await lab.dropped('vale0:host');
-  const sent = pktGenCount(await a.run(a.pktGenCommand(`-f tx -n ${PACKETS} -R ${RATE}`), TRANSFER_MS));
-  await sleep(500);
-  const dropped = (await lab.dropped('vale0:host')) - before;
-  await receiver.end('SIGINT');
-  const { packets: got } = await receiver.result(5_000);
-  // The interface's own broadcasts (when it came up) may be among them.
-  return checkTransfer(sent, Math.min(got, sent), dropped);
-}
-
-async function rx(lab: Lab): Promise<string> {
-  const a = await lab.vm('a');
-  await a.up();
-  const receiver = await a.background(a.pktGenCommand('-f rx'));
-  await lab.until('pkt-gen receives', async () => (await receiver.output()).includes('reading from'));
-  const before = await lab.dropped('vale0:a');
-  const sender = await lab.pktGen('vale0:host', ['-f', 'tx', '-n', String(PACKETS), '-R', String(RATE)]);
-  const { packets: sent } = await sender.result(TRANSFER_MS);
-  await sleep(500);
-  const dropped = (await lab.dropped('vale0:a')) - before;
-  return checkTransfer(sent, Math.min(pktGenCount(await receiver.stop()), sent), dropped);
-}
-
-/** The guest asks, the host answers. */
-async function ping(lab: Lab): Promise<string> {
-  const a = await lab.vm('a');
-  await a.up();
-  const answerer = await lab.pktGen('vale0:host', ['-f', 'pong']);
-  const output = await a.run(a.pktGenCommand(`-f ping -n ${ROUND_TRIPS}`), TRANSFER_MS);
-  await answerer.end('SIGINT');
-  const { packets: answers } = await answerer.result(5_000);
-  check(answers >= ROUND_TRIPS, `the host answered ${answers} of ${ROUND_TRIPS} pings`);
-  const rtt = /RTT over (\d+) packets: min (\d+) av (\d+) ns|RTT: min (\d+) av (\d+)/.exec(output);
-  return `${ROUND_TRIPS} round trips${rtt === null ? '' : `; ${rtt[0]}`}`;
-}
-
-/** The host asks, the guest answers. */
-async function pong(lab: Lab): Promise<string> {
-  const a = await lab.vm('a');
-  await a.up();
-  const answerer = await a.background(a.pktGenCommand('-f pong'));
-  await lab.until('pkt-gen answers', async () => /pong/.test(await answerer.output()));
-  const asker = await lab.pktGen('vale0:host', ['-f', 'ping', '-n', String(ROUND_TRIPS)]);
-  const { rtt } = await asker.result(TRANSFER_MS);
-  await answerer.stop();
-  check((rtt?.received ?? 0) >= ROUND_TRIPS * 0.9, `the guest answered ${rtt?.received} of ${ROUND_TRIPS} pings`);
-  return `${rtt?.received} of ${rtt?.sent} round trips, p50 ${Math.round((rtt?.p50Ns ?? 0) / 1000)} µs`;
-}
-
-// ---- Between two guests ----------------------------------------------------------------------------------------
-
-async function vmToVm(lab: Lab): Promise<string> {
-  const [a, b] = await lab.pair();
-  const receiver = await b.background(b.pktGenCommand('-f rx'));
-  await lab.until('pkt-gen receives', async () => (await receiver.output()).includes('reading from'));
-  const before = await lab.dropped('vale0:b');
-  const sent = pktGenCount(await a.run(a.pktGenCommand(`-f tx -n ${PACKETS} -R ${RATE}`), TRANSFER_MS));
-  await sleep(500);
-  const dropped = (await lab.dropped('vale0:b')) - before;
-  return checkTransfer(sent, Math.min(pktGenCount(await receiver.stop()), sent), dropped);
-}
-
-/** A guest whose only port is a monitor of another guest's: its pkt-gen counts what arrives there, and nothing that it sends arrives. */
-async function monitor(lab: Lab): Promise<string> {
-  const [b, watcher] = [await lab.vm('b'), await lab.vm('watcher')];
-  await b.up();
-  await watcher.up();
-  const watching = await watcher.background(watcher.pktGenCommand('-f rx'));
-  const receiver = await b.background(b.pktGenCommand('-f rx'));
-  await lab.until('pkt-gen receives', async () => (await receiver.output()).includes('reading from'));
-  await lab.until('pkt-gen watches', async () => (await watching.output()).includes('reading from'));
-  const before = { b: packetsOf(await lab.port('vale0:b')), watcher: packetsOf(await lab.watcher()) };
-  const lost = dropsOf(await lab.watcher());
-  const sender = await lab.pktGen('vale0:host', ['-f', 'tx', '-n', String(PACKETS), '-R', String(RATE)]);
-  const { packets: sent } = await sender.result(TRANSFER_MS);
-  await sleep(500);
-  const arrived = packetsOf(await lab.port('vale0:b')) - before.b;
-  const dropped = dropsOf(await lab.watcher()) - lost;
-  const seen = packetsOf(await lab.watcher()) - before.watcher;
-  equal(seen + dropped, arrived, `what the monitor got (${seen}) + dropped at its full ring (${dropped})`);
-  check(seen >= sent / 2, `the monitor saw only ${seen} of ${sent} packets`);
-  check(pktGenCount(await watching.stop()) >= seen, 'pkt-gen in the guest counted less than the daemon');
-  await watcher.run(watcher.pktGenCommand('-f tx -n 100'));
-  equal(
-    packetsOf(await lab.port('vale0:b')),
-    before.b + arrived,
-    'what had arrived at the other port, after the monitor sent,',
-  );
-  await receiver.stop();
-  return `${seen} of ${arrived} packets, ${dropped} dropped at the full monitor; none of 100 that it sent arrived`;
-}
-
-const packetsOf = ({ rxRings }: PortStatus): number => rxRings.reduce((sum, r) => sum + r.packets, 0);
-const dropsOf = ({ rxRings }: PortStatus): number =>
-  rxRings.flatMap((r) => Object.values(r.drops)).reduce((sum, n) => sum + n, 0);
 
 // ---- A guest's life --------------------------------------------------------------------------------------------
 
