@@ -8,10 +8,12 @@ import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import { Host, Lab, netSkip } from '../tests/net/lab.ts';
 import type { Context, Row } from './bench.ts';
-import { interleave } from './bench.ts';
+import { conditions, interleave, ratio } from './bench.ts';
 
-/** A variant that the others are compared with. */
-const MEASURE = 'veth + bridge';
+/** What the others are compared with, with offloads or without like themselves. */
+const VETH = 'veth + bridge';
+const TAP = 'TAP + bridge';
+const plain = (name: string): boolean => name.includes(', no ');
 const relay = fileURLToPath(new URL('tap-relay.js', import.meta.url));
 const address = (i: number): string => `10.79.0.${i}`;
 
@@ -81,10 +83,10 @@ async function tap(header: boolean): Promise<Net> {
 }
 
 const nets: Readonly<Record<string, () => Promise<Net>>> = {
-  [MEASURE]: () => veth(true),
-  'veth + bridge, no offloads': () => veth(false),
-  'TAP + bridge': () => tap(true),
-  'TAP + bridge, no header': () => tap(false),
+  [VETH]: () => veth(true),
+  [`${VETH}, no offloads`]: () => veth(false),
+  [TAP]: () => tap(true),
+  [`${TAP}, no header`]: () => tap(false),
   ptnet: () => ptnet(),
   'ptnet, no header': () => ptnet('--vnet-hdr', '0'),
 };
@@ -127,21 +129,28 @@ export async function benchNet(context: Context): Promise<Row[]> {
     }
   };
   const rows: Row[] = [];
-  for (const [what, figure] of [
+  for (const [what, measure] of [
     ['stream, Gbit/s', stream],
     ['request/response, 1/s', roundTrips],
   ] as const) {
-    const variants = Object.keys(nets).map((name) => ({ name, run: () => measured(name, figure) }));
+    const variants = Object.keys(nets).map((name) => ({ name, run: () => measured(name, measure) }));
     const figures = await interleave(context, variants);
-    const measure = figures.find((f) => f.name === MEASURE)?.value ?? Number.NaN;
-    for (const { name, value, rounds, error } of figures) {
+    for (const figure of figures) {
+      const { name, value, error } = figure;
+      const to = (kind: string): number =>
+        ratio(
+          figure,
+          figures.find((f) => f.name.startsWith(kind) && plain(f.name) === plain(name)),
+        );
       rows.push({
         bench: 'net',
         what,
         over: name,
         value,
-        toVeth: value / measure,
-        rounds,
+        toVeth: to(VETH),
+        toTap: to(TAP),
+        rounds: figure.rounds,
+        ...conditions(figure.conditions),
         ...(error ? { error } : {}),
       });
     }
