@@ -29,7 +29,7 @@ const testFolders = [
   // Network stacks in namespaces: root.
   ['net', 1],
   ['stack', 1],
-  // tests/nic is no part yet: ./test nic (docs/nics.md).
+  ['nic', 1],
 ];
 /** Longest a part may take before it is ended and counts as failed, minutes. */
 const partMinutes = { short: 12, long: 60 };

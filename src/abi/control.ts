@@ -1,7 +1,7 @@
 /**
  * The control socket's messages, between the daemon and its local clients: one JSON object a line each way over
  * RUN_DIR/control.sock (UNIX stream). A connection carries one request and its reply; after a successful `open` it stays
- * open, and its end is the end of the port.
+ * open, and its end is the end of the port. If the daemon takes the port away before, it says why: one ControlEvent.
  */
 
 /** File name of the control socket in the run directory. */
@@ -32,6 +32,12 @@ export type ValeCtlCommand =
   | { readonly letter: 'l'; readonly name?: string }
   /** -g: shape and region of a port. */
   | { readonly letter: 'g'; readonly name: string };
+
+/** What the daemon says of an open port of its own accord, before it disconnects the port's device. */
+export interface ControlEvent {
+  readonly event: 'gone';
+  readonly reason: string;
+}
 
 /** A port of a switch, as vale-ctl lists it. */
 export interface ValePort {

@@ -121,6 +121,8 @@ export const kring = struct('kring', 256, {
   segments: [224, 'u64'],
   /** tx: turns in which the ring moved nothing, since it last did (docs/datapath.md, parked rings). */
   idle: [232, 'u64'],
+  /** Ports of interfaces, tx: 1 while the ring's nic_queue is being opened, so that what is to be sent waits. */
+  nic_opening: [240, 'u64'],
 });
 
 /** One port. Control code fills the rings and vnet_hdr_len, valeAttach the rest. */

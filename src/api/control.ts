@@ -3,7 +3,7 @@
  * Errors say what to do about them.
  */
 import { join } from 'node:path';
-import type { ControlReply, ControlRequest, DaemonStatus, ValeCtlCommand } from '../abi/index.ts';
+import type { ControlEvent, ControlReply, ControlRequest, DaemonStatus, ValeCtlCommand } from '../abi/index.ts';
 import { CONTROL_MAX_LINE, CONTROL_SOCKET } from '../abi/index.ts';
 import { closeFd, connectUnix, defaultRunDir, errno, MessageSocket, SysError, watch } from '../os/index.ts';
 
@@ -64,6 +64,23 @@ export async function valeCtl(command: ValeCtlCommand, runDir: string = defaultR
 export async function stopDaemon(runDir: string = defaultRunDir()): Promise<void> {
   const { connection } = await controlRequest(runDir, { op: 'stop' });
   closeFd(connection);
+}
+
+/** Reads what the daemon said of an open port's end, from its connection; undefined if nothing. Does not wait. */
+export function removalReason(connection: number): () => string | undefined {
+  let said: string | undefined;
+  return () => {
+    if (said !== undefined) return said;
+    const chunk = new Uint8Array(new ArrayBuffer(4096));
+    try {
+      const { bytes } = new MessageSocket(connection, 0).receive(chunk);
+      const [line = ''] = new TextDecoder().decode(chunk.subarray(0, bytes)).split('\n');
+      said = (JSON.parse(line) as ControlEvent).reason;
+    } catch {
+      // It said nothing, or not enough.
+    }
+    return said;
+  };
 }
 
 function connect(runDir: string): number {

@@ -20,7 +20,7 @@ import {
   PtnetDriver,
 } from '../guest/index.ts';
 import { closeFd, defaultRunDir, errno, SysError } from '../os/index.ts';
-import { controlRequest } from './control.ts';
+import { controlRequest, removalReason } from './control.ts';
 import { NetmapPort } from './port.ts';
 
 export interface DeviceOptions {
@@ -92,7 +92,8 @@ async function openNamed<T>(name: string, options: OpenPortOptions, make: Make<T
     for (const fd of [connection, ...fds]) closeFd(fd);
     throw new SysError(`the daemon in ${runDir} sent ${fds.length} descriptors for port ${name}, not 2`, errno.EPROTO);
   }
-  return openSockets(reply.port, memdev, ptnet, vnetHdr, () => closeFd(connection), make);
+  const removal = removalReason(connection);
+  return openSockets(reply.port, memdev, ptnet, vnetHdr, () => closeFd(connection), make, removal);
 }
 
 /**
@@ -117,10 +118,11 @@ function openSockets<T>(
   vnetHdr: boolean,
   release: () => void,
   make: Make<T>,
+  removal: () => string | undefined = () => undefined,
 ): Promise<T> {
   const devices = {
     memdev: () => connectVfioUserPci(memdev, `memdev of ${name}`),
-    ptnet: () => connectVfioUserPci(ptnet, `ptnet device of ${name}`),
+    ptnet: async () => Object.assign(await connectVfioUserPci(ptnet, `ptnet device of ${name}`), { removal }),
   };
   return open(name, devices, vnetHdr, release, make);
 }

@@ -317,6 +317,8 @@ export class NetmapPort {
   }
 
   #throwGone(): never {
+    const removal = this.#closing === undefined ? this.#driver.pci.removal?.() : undefined;
+    if (removal !== undefined) throw new SysError(`port ${this.name}: ${removal}`, errno.ENODEV);
     const why = this.#closing === undefined ? `the daemon of port ${this.name} is gone` : `port ${this.name}`;
     throw new SysError(`${why} (${this.#gone})`, errno.ENODEV);
   }

@@ -24,6 +24,7 @@ import {
   kring_hwcur,
   kring_hwtail,
   kring_mon,
+  kring_nic_opening,
   kring_num_bufs,
   kring_num_slots,
   kring_packets,
@@ -309,7 +310,10 @@ export function nicTxsync(d: usize, kr: usize): u32 {
   let moved: u32 = 0;
   let pos = head;
   let done = head;
-  if (q == 0) {
+  if (q == 0 && load<u64>(kr, kring_nic_opening) != 0) {
+    pos = hwcur;
+    done = wrap(load<u32>(kr, kring_hwtail) + 1, n);
+  } else if (q == 0) {
     // The interface is gone.
     moved = distance(hwcur, head, n);
     bump(kr + kring_slots, moved);
@@ -355,6 +359,7 @@ export function nicArmReceiver(kr: usize): void {
 /** Whether `nicTxsync` would find something. */
 export function nicTxReady(kr: usize): bool {
   const q: usize = load<u32>(kr, kring_peer);
+  if (q == 0 && load<u64>(kr, kring_nic_opening) != 0) return false;
   if (txReady(kr)) return true;
   return q != 0 && ringCount(load<u32>(q, nic_queue_completion_producer)) != load<u32>(q, nic_queue_comp_cons);
 }

@@ -66,6 +66,7 @@ export class Ifnet {
   readonly #release: () => Promise<void>;
   readonly #pollSet: PollSet;
   #reason: string | undefined;
+  readonly #removal: () => string | undefined;
   #closing: Promise<void> | undefined;
 
   /**
@@ -109,6 +110,7 @@ export class Ifnet {
       { fd: driver.txEventfd, events: POLLIN },
       ...this.#tap.fds.map((fd) => ({ fd, events: POLLIN })),
     ]);
+    this.#removal = () => driver.pci.removal?.();
     void driver.pci.gone.then((reason) => (this.#reason ??= reason));
   }
 
@@ -132,7 +134,8 @@ export class Ifnet {
     let moved = yielded;
     while (this.#closing === undefined) {
       if (this.#reason !== undefined) {
-        throw new SysError(`the device of interface ${this.name} is gone (${this.#reason})`, errno.ENODEV);
+        const why = this.#removal() ?? this.#reason;
+        throw new SysError(`the device of interface ${this.name} is gone (${why})`, errno.ENODEV);
       }
       const busy = this.#turn();
       const now = performance.now();

@@ -60,6 +60,8 @@ export interface PciDevice {
   readonly hangupFd: number;
   /** Settles with the reason when the device is gone: its server died, broke the protocol, or `close` was called. */
   readonly gone: Promise<string>;
+  /** Why the server took the device away, if it said so before; asked when the device is gone. */
+  removal?: () => string | undefined;
 
   /** If the transport has no interrupts: how often the driver should look, in ms. */
   readonly pollMs?: number;

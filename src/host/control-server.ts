@@ -2,7 +2,7 @@
  * The control socket: one JSON line in, one JSON line out (src/abi/control.ts). An `open` keeps its connection; its end,
  * however the process ended, is the end of the port. Runs on the control thread's event loop; nothing here blocks.
  */
-import type { ControlReply, ControlRequest } from '../abi/index.ts';
+import type { ControlEvent, ControlReply, ControlRequest } from '../abi/index.ts';
 import { ArenaFullError, RegionFullError } from '../memory/index.ts';
 import type { PeerCredentials, Watch } from '../os/index.ts';
 import { closeFd, errno, listenUnix, MessageSocket, peerCredentials, SysError, watch } from '../os/index.ts';
@@ -15,6 +15,8 @@ export interface ControlAnswer {
   readonly fds?: readonly number[];
   /** Called when the connection of a successful `open` ends. */
   readonly onEnd?: () => void;
+  /** Called when the reply to a successful `open` was sent, with a way to say more. */
+  readonly onOpen?: (tell: (event: ControlEvent) => void) => void;
 }
 
 export type ControlHandler = (request: ControlRequest, peer: PeerCredentials) => Promise<ControlAnswer>;
@@ -147,7 +149,7 @@ class Connection {
   }
 
   async #answer(line: string): Promise<void> {
-    const { reply, fds = [], onEnd } = await this.#handle(line);
+    const { reply, fds = [], onEnd, onOpen } = await this.#handle(line);
     if (this.#closed) {
       for (const fd of fds) closeFd(fd);
       onEnd?.();
@@ -158,6 +160,17 @@ class Connection {
     this.#stall = setTimeout(() => this.close(), STALL_MS);
     try {
       this.#flush();
+      onOpen?.((event) => this.#tell(event));
+    } catch {
+      this.close();
+    }
+  }
+
+  /** A client that does not read, or is gone, need not know. */
+  #tell(event: ControlEvent): void {
+    if (this.#closed || this.#out !== undefined) return;
+    try {
+      this.#socket.send(new TextEncoder().encode(`${JSON.stringify(event)}\n`));
     } catch {
       this.close();
     }

@@ -304,6 +304,9 @@ export class Daemon {
     return {
       reply: { ok: true, op: 'open', port: name },
       fds: [memdevPeer, ptnetPeer],
+      onOpen: (tell) => {
+        for (const open of group.opens) open.tellGone = (reason) => tell({ event: 'gone', reason });
+      },
       onEnd: () => {
         if (this.#ending) return;
         this.#switchboard.close(group).then(

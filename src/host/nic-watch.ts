@@ -8,14 +8,14 @@ export interface NicUse {
   readonly nic: Nic;
   /** What was last heard of it. */
   readonly state: { running: boolean; mtu: number; gone: boolean };
-  /** Lets go of the interface; what the port sends is dropped from then on. The port itself stays. */
+  /** Lets go of the interface; what the port sends is dropped and counted from then on. */
   gone(): Promise<void>;
 }
 
 /** What is told of interfaces that are ports. */
 export interface NicEvents {
   log(level: 'info' | 'warn', message: string): void;
-  /** The interface is gone; its port has let go of it. */
+  /** The interface is gone: its port has to let go of it. */
   gone(use: NicUse): void;
 }
 
@@ -62,7 +62,7 @@ export class NicWatch {
         this.#uses.delete(use);
         state.gone = true;
         state.running = false;
-        this.#events.log('warn', `interface ${nic.name} is gone: what its port sends is dropped from now on`);
+        this.#events.log('warn', `interface ${nic.name} is gone, and its port with it`);
         this.#events.gone(use);
         continue;
       }

@@ -127,8 +127,9 @@ export function openNic(name: string, needs: NicNeeds): Nic {
   }
 }
 
-const ending = (undo: readonly (() => void)[]) => (): void => {
-  for (const action of undo.toReversed()) action();
+/** Undoes everything, once: a descriptor closed twice may be somebody else's by then. */
+const ending = (undo: (() => void)[]) => (): void => {
+  for (const action of undo.splice(0).toReversed()) action();
 };
 
 /** @throws SysError EPERM: without this interface's frames the host would be cut off, and nobody said that it may be */

@@ -13,6 +13,8 @@ export interface Open {
   /** Identifier of the ptnet device in the devices thread. */
   readonly device: number;
   state: PtnetState;
+  /** Says to the process that has it why it is taken away; undefined for a VM, or while it is being opened. */
+  tellGone: ((reason: string) => void) | undefined;
 }
 
 /** "VM fw", "process 12". */

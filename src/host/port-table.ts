@@ -133,6 +133,8 @@ export class PortTable {
     withHost = false,
   ): Promise<Port> {
     const hosted = domainName !== name;
+    const taken = [...this.#ports.values()].find(({ nic }) => nic?.nic.name === iface && !nic.state.gone);
+    if (taken !== undefined) throw new SysError(`interface ${iface} is a port already: ${taken.name}`, errno.EBUSY);
     const bufSize = region.region.layout.bufPool.objsz;
     const nic = openNic(iface, { bufSize, vnetHdr: hosted, mayCutOff: withHost || this.#mayCutOff(iface) });
     let port: Port | undefined;
@@ -290,10 +292,15 @@ export class PortTable {
     await this.#remove([port]);
   }
 
+  /** Frees the name of a port, which goes on until its last user closes it. */
+  forget(port: Port): void {
+    if (this.#ports.get(port.name) === port) this.#ports.delete(port.name);
+  }
+
   async #remove(ends: readonly Port[]): Promise<void> {
     const { domain, memory, region } = ends[0]!;
     for (const port of ends) {
-      this.#ports.delete(port.name);
+      this.forget(port);
       domain.ports.delete(port);
       if (port.nic !== undefined) this.#watch.remove(port.nic);
       await port.nic?.close();

@@ -20,7 +20,7 @@ import { Domains } from './domains.ts';
 import { freeRings } from './free-rings.ts';
 import type { Open } from './opens.ts';
 import { isMonitor, monitorConfig } from './monitors.ts';
-import { type NicEvents, NicWatch } from './nic-watch.ts';
+import { type NicEvents, type NicUse, NicWatch } from './nic-watch.ts';
 import { hostRingsName, nicRings } from './nics.ts';
 import type { Port } from './port-table.ts';
 import { PortTable } from './port-table.ts';
@@ -96,7 +96,7 @@ export class Switchboard {
     this.#threads = threads;
     this.#domains = new Domains(threads);
     this.#regions = new Regions(sizesOf);
-    this.#nics = new NicWatch({ log, gone: (nic) => void this.#exclusive(() => nic.gone()) });
+    this.#nics = new NicWatch({ log, gone: (nic) => void this.#exclusive(() => this.#nicGone(nic)) });
     const orphaned = (monitor: Port): Promise<void> => this.#orphaned(monitor);
     this.#ports = new PortTable(this.#domains, this.#regions, orphaned, this.#nics, mayCutOff);
     this.#choice = new RegionChoice(this.#regions, this.#ports);
@@ -266,6 +266,24 @@ export class Switchboard {
     }
   }
 
+  /**
+   * An interface is gone: its port leaves the switch; processes that have it open are told and lose the device; a VM's
+   * device stays, and its rings lead nowhere. The port's name is free for an interface that comes back.
+   */
+  async #nicGone(use: NicUse): Promise<void> {
+    const port = [...this.#ports.all].find((p) => p.nic === use);
+    if (port === undefined) return;
+    if (port.nic?.hosted === true) return this.#ports.removePersistent(port);
+    this.#ports.forget(port);
+    await use.gone();
+    const reason = `interface ${use.nic.name} is gone`;
+    for (const { device, owner, tellGone } of port.opens) {
+      if ('vm' in owner) continue;
+      tellGone?.(reason);
+      await this.#threads.devices.call({ op: 'disconnect', id: device, reason });
+    }
+  }
+
   async #addMemdev({ region }: SharedRegion, bar64: boolean): Promise<number> {
     const device = this.#nextDevice++;
     const { memId, fd, layout, name } = region;
@@ -306,7 +324,7 @@ export class Switchboard {
       const ptnet = { registration, trustUnsealedMemory, maxDmaMaps };
       await this.#threads.devices.call({ op: 'ptnet-add', id: device, name: name.name, thread: index, ptnet });
       const state = { attached: false, running: false, vnetHdrLen: 0 };
-      const open: Open = { name: name.text, port, owner, registration, device, state };
+      const open: Open = { name: name.text, port, owner, registration, device, state, tellGone: undefined };
       port.opens.add(open);
       this.#byDevice.set(device, open);
       return open;

@@ -38,7 +38,8 @@ export class FramePump {
   /** Pieces that a frame read may take. */
   readonly #pieces: number;
   readonly #vector: FrameVector;
-  readonly #counters: { readonly tx: number; readonly rx: number };
+  /** Krings that count what is dropped on the way out, and in. */
+  readonly #counters: { readonly tx: number; readonly receives: number };
   #fillCons = 0;
   #rxProd = 0;
   #txCons = 0;
@@ -53,9 +54,10 @@ export class FramePump {
     this.#at = config.at;
     this.#mask = config.entries - 1;
     this.#bufSize = kring.get.buf_size(arena.m, config.rxKring);
-    this.#pieces = Math.min(link.pieces, MAX_PIECES);
+    const receives = config.hosted ? config.txKring : config.rxKring;
+    this.#pieces = Math.min(link.pieces, MAX_PIECES, kring.get.num_slots(arena.m, receives) - 1);
     this.#vector = link.packet ? new PacketVector(MAX_PIECES) : new FrameVector(MAX_PIECES);
-    this.#counters = { tx: config.txKring, rx: config.rxKring };
+    this.#counters = { tx: config.txKring, receives };
   }
 
   /** Reads frames into buffers of the fill ring. Returns how many. */
@@ -66,8 +68,12 @@ export class FramePump {
     const fill = this.#at.fill + FramePump.rings.fill.desc;
     let frames = 0;
     while (frames < BUDGET) {
-      const pieces = Math.min((filled - this.#fillCons) >>> 0, this.#pieces);
-      if (pieces === 0) break;
+      const pieces = this.#pieces;
+      if ((filled - this.#fillCons) >>> 0 < pieces) {
+        // The longest frame would not fit: it waits in the descriptor until the ring's user has released more.
+        this.readable = false;
+        break;
+      }
       for (let i = 0; i < pieces; i++) {
         const e = (this.#fillCons + i) & this.#mask;
         const address = this.#m.u32[(fill + 8 * e) >>> 2]! + XDP_PACKET_HEADROOM;
@@ -82,7 +88,10 @@ export class FramePump {
       if (this.#vector instanceof PacketVector && this.#vector.tag.length > 0) {
         bytes = this.#insert(this.#vector.tag, bytes, pieces);
       }
-      if (bytes > pieces * this.#bufSize) continue; // cut off: it is dropped
+      if (bytes > pieces * this.#bufSize) {
+        this.#drop(1); // longer than the interface's MTU said when it was opened
+        continue;
+      }
       for (let left = bytes; left > 0; left -= this.#bufSize) {
         const e = this.#rxProd & this.#mask;
         const address = this.#m.u32[(fill + 8 * (this.#fillCons & this.#mask)) >>> 2]! + XDP_PACKET_HEADROOM;
@@ -100,6 +109,16 @@ export class FramePump {
       Atomics.store(i32, this.#word('rx', 'producer'), this.#rxProd | 0);
     }
     return frames;
+  }
+
+  /** Counts what the kernel had no room for. */
+  countDrops(): void {
+    if (this.#vector instanceof PacketVector) this.#drop(this.#vector.dropped(this.fd));
+  }
+
+  #drop(frames: number): void {
+    const { receives } = this.#counters;
+    if (frames > 0) kring.set.drop_full(this.#m, receives, kring.get.drop_full(this.#m, receives) + BigInt(frames));
   }
 
   /** Puts a VLAN tag into a frame of the next pieces, where the kernel took it out. Returns the bytes it has then. */

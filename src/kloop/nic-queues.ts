@@ -216,7 +216,10 @@ export class NicQueues {
   /** Frames for which the kernel found no buffer or no room, in the counters of the ring that receives. */
   #countDrops(now: number): void {
     this.#statisticsAt = now + STATISTICS_EVERY_MS;
-    for (const queue of this.#queues) if (queue.xsk !== undefined) this.#count(queue, queue.xsk);
+    for (const queue of this.#queues) {
+      if (queue.xsk !== undefined) this.#count(queue, queue.xsk);
+      else queue.pump?.countDrops();
+    }
   }
 
   #count(queue: Queue, xsk: Xsk): void {
@@ -240,6 +243,12 @@ export class NicQueues {
   #again(queue: Queue): void {
     queue.failingSince = performance.now();
     queue.retryAt = queue.failingSince;
+    kring.set.nic_opening(this.#arena.m, queue.config.txKring, 1n);
+  }
+
+  #noMore(queue: Queue): void {
+    queue.retryAt = 0;
+    kring.set.nic_opening(this.#arena.m, queue.config.txKring, 0n);
   }
 
   #retry(queue: Queue): void {
@@ -247,11 +256,15 @@ export class NicQueues {
     if (now < queue.retryAt) return;
     try {
       this.#open(queue);
-      queue.retryAt = 0;
+      this.#noMore(queue);
     } catch (e) {
       const busy = e instanceof SysError && e.errno === errno.EBUSY;
-      queue.retryAt = busy && now - queue.failingSince < GIVE_UP_MS ? now + RETRY_MS : 0;
-      if (queue.retryAt === 0) this.#failed(e instanceof Error ? e.message : String(e));
+      if (busy && now - queue.failingSince < GIVE_UP_MS) {
+        queue.retryAt = now + RETRY_MS;
+        return;
+      }
+      this.#noMore(queue);
+      this.#failed(e instanceof Error ? e.message : String(e));
     }
   }
 
@@ -321,9 +334,12 @@ export class NicQueues {
 
   #close(queue: Queue): void {
     const { xsk, pump, config, address } = queue;
-    queue.retryAt = 0;
-    if (xsk === undefined && pump === undefined) return;
+    if (queue.retryAt !== 0) this.#noMore(queue);
     if (xsk !== undefined) this.#count(queue, xsk);
+    if (xsk === undefined && pump === undefined) {
+      this.#unmap(config);
+      return;
+    }
     this.#datapath.nicDown(address);
     try {
       this.#epoll.remove(xsk?.fd ?? pump!.fd);
@@ -331,11 +347,15 @@ export class NicQueues {
       // It was not added yet.
     }
     // The mappings would keep the socket bound.
-    const sizes = nicRingBytes(config.entries);
-    for (const ring of XSK_RINGS) this.#arena.unmap(config.at[ring], pageRound(sizes[ring]));
+    this.#unmap(config);
     xsk?.close();
     queue.dropped = 0;
     queue.xsk = undefined;
     queue.pump = undefined;
+  }
+
+  #unmap({ at, entries }: NicQueueConfig): void {
+    const sizes = nicRingBytes(entries);
+    for (const ring of XSK_RINGS) this.#arena.unmap(at[ring], pageRound(sizes[ring]));
   }
 }

@@ -13,6 +13,7 @@ const SOL_SOCKET = 1;
 const SO_RCVBUFFORCE = 33;
 const SOL_PACKET = 263;
 const PACKET_ADD_MEMBERSHIP = 1;
+const PACKET_STATISTICS = 6;
 const PACKET_AUXDATA = 8;
 const PACKET_QDISC_BYPASS = 20;
 const PACKET_IGNORE_OUTGOING = 23;
@@ -89,6 +90,15 @@ export class PacketVector extends FrameVector {
   readonly #msg = scratch(56);
   // struct cmsghdr (16 bytes), struct tpacket_auxdata: status, len, snaplen, mac u16, net u16, vlan_tci u16, vlan_tpid u16
   readonly #control = scratch(64);
+  readonly #statistics = scratch(12);
+
+  /** Frames that a socket had no room for since it was last asked. */
+  dropped(fd: number): number {
+    // struct tpacket_stats: packets, drops: u32; the length after it
+    const { view, address } = this.#statistics;
+    view.setUint32(8, 8, true);
+    return libc.getsockopt(fd, SOL_PACKET, PACKET_STATISTICS, address, address + 8) < 0 ? 0 : view.getUint32(4, true);
+  }
 
   override read(fd: number, i: number, count: number): number {
     const { view } = this.#msg;

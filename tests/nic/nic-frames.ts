@@ -24,6 +24,7 @@ export function writeFrame(u8: Uint8Array, length: number, n: number, vlan?: num
 export function frameNumber(u8: Uint8Array, length: number, vlan?: number): number {
   const view = new DataView(u8.buffer, u8.byteOffset, length);
   let p = 12;
+  if (length < 22) return -1;
   if (vlan !== undefined) {
     if (view.getUint16(12) !== 0x8100 || view.getUint16(14) !== vlan) return view.getUint16(12) === ETHERTYPE ? -2 : -1;
     p = 16;

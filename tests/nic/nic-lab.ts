@@ -47,7 +47,12 @@ export class Namespace {
   }
 
   spawn(program: string, ...args: string[]): ChildProcess {
-    return spawn('ip', ['netns', 'exec', this.name, program, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    return spawn('ip', ['netns', 'exec', this.name, program, ...args], { stdio: 'pipe' });
+  }
+
+  /** Starts one of ptnet's commands. */
+  ptnet(...args: string[]): ChildProcess {
+    return this.spawn(process.execPath, main, ...args);
   }
 
   /** Runs a program to its end, `seconds` at most. */
@@ -78,26 +83,50 @@ export class Namespace {
   }
 }
 
-/** A nic-peer process: says "ready", and at its end what it counted, as JSON. */
+/** A nic-peer process. */
 export class Peer {
+  /** Frames that it says it has. */
+  frames = 0;
   readonly #child: ChildProcess;
   #text = '';
   readonly #closed: Promise<unknown>;
+  #changed = (): void => {};
 
   constructor(child: ChildProcess) {
     this.#child = child;
+    child.stdin!.on('error', () => {}); // it has ended
     for (const stream of [child.stdout!, child.stderr!]) {
-      stream.setEncoding('utf8').on('data', (t: string) => (this.#text += t));
+      stream.setEncoding('utf8').on('data', (t: string) => {
+        this.#text += t;
+        this.frames = Math.max(this.frames, Number(/(\d+)\n[^\n]*$/.exec(this.#text)?.[1] ?? 0));
+        this.#changed();
+      });
     }
-    this.#closed = once(child, 'close');
+    this.#closed = once(child, 'close').then(() => this.#changed());
   }
 
   async ready(): Promise<this> {
     while (!this.#text.includes('ready')) {
       if (this.#child.exitCode !== null) throw new Error(`the peer ended: ${this.#text}`);
-      await sleep(10);
+      await this.change();
     }
     return this;
+  }
+
+  /** Tells a sender how many frames have arrived. */
+  arrived(frames: number): void {
+    if (this.#child.exitCode === null) this.#child.stdin!.write(`${frames}\n`);
+  }
+
+  /** Resolves when it says something, when it ends, or after a while. */
+  change(): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, 1000);
+      this.#changed = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
   }
 
   /** Ends it if `signal` is given, waits for its end. */
@@ -169,7 +198,7 @@ export class NicLab {
     const file = join(this.#dir, 'ptnet.yaml');
     writeFileSync(file, JSON.stringify({ runDir: this.runDir, ...config }));
     this.log = '';
-    const daemon = this.here.spawn(process.execPath, main, 'host', '--config', file, '--log-level', 'info');
+    const daemon = this.here.ptnet('host', '--config', file, '--log-level', 'info');
     this.daemon = daemon;
     for (const stream of [daemon.stdout!, daemon.stderr!]) {
       stream.setEncoding('utf8').on('data', (t: string) => (this.log += t));

@@ -1,10 +1,11 @@
 /**
  * The other end of the wire, as a process in its own network namespace, with packet sockets.
- *   send IF COUNT BYTES PER_MS [VLAN]   sends numbered frames, PER_MS of them every millisecond (0: as fast as it can)
- *   receive IF [VLAN]                   counts numbered frames until SIGINT
+ *   send IF COUNT BYTES WINDOW [VLAN]   sends numbered frames, at most WINDOW more than standard input says have arrived
+ *                                       (0: as fast as it can)
+ *   receive IF [VLAN]                   counts numbered frames until SIGINT; says how many there are as they come
  * Says "ready", and at the end what it counted, as JSON.
  */
-import { closeFd, errno, interfaceIndex, PacketVector, packetSocket, TAG_AT } from '../../src/os/index.ts';
+import { closeFd, errno, interfaceIndex, PacketVector, packetSocket, TAG_AT, watch } from '../../src/os/index.ts';
 import { scratch } from '../../src/os/libc.ts';
 import { FrameCounter, writeFrame } from './nic-frames.ts';
 
@@ -12,11 +13,16 @@ const [command, iface, ...rest] = process.argv.slice(2) as [string, string, ...s
 const fd = packetSocket(interfaceIndex(iface));
 const vector = new PacketVector(1);
 const frame = scratch(65536);
-process.stdout.write('ready\n');
+
+function end(result: Readonly<Record<string, number>>): void {
+  closeFd(fd);
+  process.stdout.write(`${JSON.stringify(result)}\n`, () => process.exit());
+}
 
 if (command === 'send') {
-  const [count, bytes, perMs, vlan] = rest.map(Number) as [number, number, number, number?];
+  const [count, bytes, window, vlan] = rest.map(Number) as [number, number, number, number?];
   vector.set(0, frame.address, bytes);
+  let arrived = 0;
   let n = 0;
   let refused = 0;
   const one = (): void => {
@@ -29,26 +35,26 @@ if (command === 'send') {
     }
     n++;
   };
-  const start = performance.now();
+  let sending = false;
   const some = (): void => {
-    const due = perMs === 0 ? count : Math.min(count, Math.floor((performance.now() - start) * perMs) + 1);
+    const due = window === 0 ? count : Math.min(count, arrived + window);
     for (let burst = Math.min(64, due - n); burst > 0; burst--) one();
-    if (n < count) setImmediate(some);
-    else {
-      process.stdout.write(`${JSON.stringify({ sent: n, refused })}\n`);
-      closeFd(fd);
-    }
+    sending = n < due;
+    if (sending) setImmediate(some);
+    else if (n === count) end({ sent: n, refused });
   };
+  process.stdin.setEncoding('utf8').on('data', (text: string) => {
+    arrived = Number(text.trimEnd().split('\n').at(-1));
+    if (!sending && n < count) some();
+  });
+  process.stdout.write('ready\n');
   some();
 } else {
   const vlan = rest[0] === undefined ? undefined : Number(rest[0]);
   const counter = new FrameCounter(vlan);
   vector.set(0, frame.address, 65532);
-  let ended = false;
   const some = (): void => {
-    for (let i = 0; i < 256; i++) {
-      const n = vector.read(fd, 0, 1);
-      if (n <= 0) break;
+    for (let n = 0; (n = vector.read(fd, 0, 1)) > 0; ) {
       let length = n;
       if (vector.tag.length > 0) {
         frame.u8.copyWithin(TAG_AT + 4, TAG_AT, n);
@@ -56,15 +62,16 @@ if (command === 'send') {
         length += 4;
       }
       counter.add(frame.u8, length);
+      if (counter.frames % 32 === 0) process.stdout.write(`${counter.frames}\n`);
     }
-    if (!ended) {
-      setImmediate(some);
-      return;
-    }
-    const { frames, disorder, wrong, bytes } = counter;
-    process.stdout.write(`${JSON.stringify({ frames, disorder, wrong, bytes })}\n`);
-    closeFd(fd);
+    process.stdout.write(`${counter.frames}\n`);
   };
-  process.once('SIGINT', () => (ended = true));
-  some();
+  const watching = watch(fd, { readable: true, writable: false }, some);
+  process.once('SIGINT', () => {
+    watching.close();
+    some();
+    const { frames, disorder, wrong, bytes } = counter;
+    end({ frames, disorder, wrong, bytes });
+  });
+  process.stdout.write('ready\n');
 }

@@ -1,0 +1,117 @@
+/** Interfaces, the daemon and users of ports come and go: everything is as it was, and who has to know is told. */
+import assert from 'node:assert/strict';
+import { readdirSync, readFileSync } from 'node:fs';
+import { after, before, describe, it } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { listDaemon, openPort } from '../../src/api/index.ts';
+import { FrameCounter } from './nic-frames.ts';
+import { NicLab, nicSkip } from './nic-lab.ts';
+import { conserves, long, receive, send } from './nic-traffic.ts';
+
+/** What the daemon holds. */
+function holdings(pid: number): { fds: number; maps: number } {
+  const fds = readdirSync(`/proc/${pid}/fd`).length;
+  return { fds, maps: readFileSync(`/proc/${pid}/maps`, 'utf8').split('\n').length };
+}
+
+describe('the interface and the daemon come and go', { skip: nicSkip('ping') }, () => {
+  let lab: NicLab;
+  before(async () => {
+    lab = new NicLab();
+    lab.here.ip('addr', 'add', '10.77.0.1/24', 'dev', 'veth0');
+    lab.there.ip('addr', 'add', '10.77.0.2/24', 'dev', 'veth1');
+    await lab.start();
+  });
+  after(() => lab.close());
+
+  it('while the port is open the host gets nothing, afterwards everything', async () => {
+    assert.ok(await lab.there.pings('10.77.0.1'));
+    const port = await openPort('netmap:veth0', { runDir: lab.runDir });
+    assert.ok(!(await lab.there.pings('10.77.0.1')));
+    await port.close();
+    assert.ok(await lab.there.pings('10.77.0.1'));
+  });
+
+  it(`open and close, ${long ? 1000 : 50} times, leave nothing behind`, async () => {
+    const { pid } = await listDaemon(lab.runDir);
+    const cycles = long ? 1000 : 50;
+    const cycle = async (): Promise<void> => {
+      const port = await openPort('netmap:veth0', { runDir: lab.runDir });
+      await port.close();
+    };
+    const rest = async (): Promise<{ fds: number; maps: number }> => {
+      while ((await lab.ports()).length > 0) await sleep(20);
+      return holdings(pid);
+    };
+    for (let i = 0; i < 10; i++) await cycle();
+    const first = await rest();
+    for (let i = 0; i < cycles; i++) await cycle();
+    const now = await rest();
+    // Mappings of V8 come and go; those of a port, of which there are more than 8, would stay.
+    assert.ok(
+      now.fds <= first.fds + 2 && now.maps <= first.maps + Math.max(40, cycles / 4),
+      JSON.stringify([first, now]),
+    );
+    assert.ok(await lab.there.pings('10.77.0.1'));
+  });
+
+  it('the daemon killed in traffic: the interface works for the host again', async () => {
+    const port = await openPort('netmap:veth0', { runDir: lab.runDir });
+    const sender = await lab.there.peer('send', 'veth1', '200000', '60', '0').ready();
+    const ended = assert.rejects(async () => {
+      for (;;) await receive(port, new FrameCounter(), 1e9);
+    }, /the daemon of port netmap:veth0 is gone/);
+    await lab.end('SIGKILL');
+    await ended;
+    await port.close();
+    await sender.result();
+    assert.ok(!/PROMISC|xdp/.test(lab.here.ip('link', 'show', 'veth0')));
+    assert.ok(await lab.there.pings('10.77.0.1'));
+    await lab.start();
+  });
+
+  it('the interface deleted in traffic: its user is told, the daemon goes on, the interface can be had again', async () => {
+    const port = await openPort('netmap:veth0', { runDir: lab.runDir });
+    const sender = await lab.there.peer('send', 'veth1', '1000000', '60', '0').ready();
+    const told = /^port netmap:veth0: interface veth0 is gone: ENODEV$/;
+    const sending = assert.rejects(send(port, 1e9, 60), { message: told });
+    const receiving = assert.rejects(receive(port, new FrameCounter(), 1e9), { message: told });
+    lab.here.ip('link', 'del', 'veth0');
+    await sending;
+    await receiving;
+    await sender.result();
+    await lab.logs('interface veth0 is gone, and its port with it');
+    lab.wire();
+    const again = await openPort('netmap:veth0', { runDir: lab.runDir });
+    await port.close();
+    await conserves(lab, again, 100, { frames: 2000 });
+    await again.close();
+  });
+
+  it("a VM's device stays when its interface is gone; another user can have the one that comes back", async () => {
+    await lab.end();
+    await lab.start({ vms: { fw: { ports: ['netmap:veth0'] } } });
+    lab.here.ip('link', 'del', 'veth0');
+    await lab.logs('interface veth0 is gone');
+    assert.equal((await lab.port('netmap:veth0')).interface?.gone, true);
+    lab.wire();
+    const port = await openPort('netmap:veth0', { runDir: lab.runDir });
+    await conserves(lab, port, 100, { frames: 1000 });
+    await port.close();
+  });
+
+  it('an interface of a switch that is deleted leaves the switch, and can be attached again', async () => {
+    await lab.end();
+    await lab.start();
+    lab.there.ip('addr', 'add', '10.77.0.2/24', 'dev', 'veth1');
+    await lab.valeCtl('h', 'vale0:veth0');
+    lab.here.ip('link', 'del', 'veth0');
+    while ((await lab.ports()).length > 0) await sleep(20);
+    lab.wire();
+    lab.here.ip('addr', 'add', '10.77.0.1/24', 'dev', 'veth0');
+    lab.there.ip('addr', 'add', '10.77.0.2/24', 'dev', 'veth1');
+    await lab.valeCtl('h', 'vale0:veth0');
+    assert.ok(await lab.there.pings('10.77.0.1'));
+    await lab.valeCtl('d', 'vale0:veth0');
+  });
+});
