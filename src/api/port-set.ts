@@ -2,7 +2,7 @@
  * poll(2) on several ports at once: what an application does with an array of pollfd on netmap descriptors. Set `events`,
  * call `poll`, look at `revents`.
  */
-import { POLLIN, PollSet } from '../os/index.ts';
+import { POLLIN, PollSet, Spin } from '../os/index.ts';
 import type { NetmapPort } from './port.ts';
 
 /** Longest time-out that poll(2) takes, ms. */
@@ -15,6 +15,11 @@ export class PortSet {
   /** Those of `events` that held when `poll` returned. */
   readonly revents: number[];
   readonly #pollSet: PollSet;
+  readonly #spin = new Spin(0);
+  readonly #moved = (): boolean => {
+    for (let i = 0; i < this.ports.length; i++) if (this.ports[i]!.pollParts.moved(this.events[i]!)) return true;
+    return false;
+  };
 
   constructor(ports: readonly NetmapPort[]) {
     this.ports = ports;
@@ -35,15 +40,21 @@ export class PortSet {
     const ready = this.#sync();
     if (ready !== 0 || timeoutMs === 0) return ready;
     const end = timeoutMs < 0 ? Number.POSITIVE_INFINITY : performance.now() + timeoutMs;
+    while (this.#spin.until(this.#moved, 0, end)) {
+      const now = this.#sync();
+      if (now !== 0) return now;
+    }
     let armed = 0;
     try {
       for (; armed < this.ports.length; armed++) this.ports[armed]!.pollParts.want(this.events[armed]!);
       for (;;) {
         // Interrupts are on now, so look again before sleeping (R13).
         const now = this.#sync();
-        const left = end - performance.now();
+        const begin = performance.now();
+        const left = end - begin;
         if (now !== 0 || left <= 0) return now;
         const n = this.#pollSet.poll(left === Number.POSITIVE_INFINITY ? -1 : Math.min(Math.ceil(left), MAX_INT));
+        this.#spin.slept((performance.now() - begin) * 1000);
         if (n === 0) return this.#sync();
         for (let i = 0; i < this.ports.length; i++) {
           const [tx, rx, hangup] = [3 * i, 3 * i + 1, 3 * i + 2];

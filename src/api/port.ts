@@ -6,7 +6,7 @@ import type { Views } from '../abi/index.ts';
 import { NR_DO_RX_POLL, NR_NO_TX_POLL, netmap_if } from '../abi/index.ts';
 import type { GuestKring, Memdev, PtnetDriver } from '../guest/index.ts';
 import type { Watch } from '../os/index.ts';
-import { errno, eventfdRead, POLLERR, POLLHUP, POLLIN, POLLOUT, PollSet, SysError, watch } from '../os/index.ts';
+import { errno, eventfdRead, POLLERR, POLLHUP, POLLIN, POLLOUT, PollSet, Spin, SysError, watch } from '../os/index.ts';
 import { NetmapRing } from './ring.ts';
 
 export { POLLIN, POLLOUT } from '../os/index.ts';
@@ -30,6 +30,8 @@ export interface PollParts {
   readonly fds: readonly [number, number, number];
   /** Syncs as poll does; returns those of `events` that hold. @throws SysError ENODEV */
   readonly sync: (events: number) => number;
+  /** Whether the host has moved a ring of the wanted directions since then. */
+  readonly moved: (events: number) => boolean;
   /** Interrupts on, and off again. */
   readonly want: (events: number) => void;
   readonly unwant: (events: number) => void;
@@ -70,6 +72,7 @@ export class NetmapPort {
   readonly #numBufs: number;
   readonly #release: () => Promise<void>;
   readonly #pollSet: PollSet;
+  readonly #spin = new Spin(0);
   /** Why the port is no longer usable. */
   #gone: string | undefined;
   #closing: Promise<void> | undefined;
@@ -106,6 +109,7 @@ export class NetmapPort {
     this.pollParts = {
       fds,
       sync: (events) => this.#syncAll(events),
+      moved: (events) => this.#moved(events),
       want: (events) => this.#want(events),
       unwant: (events) => this.#unwant(events),
       drain: (tx, rx, hangup) => this.#drain(tx, rx, hangup),
@@ -156,16 +160,22 @@ export class NetmapPort {
     let ready = this.#syncAll(events);
     if (ready !== 0 || timeoutMs === 0) return ready;
     const end = timeoutMs < 0 ? Number.POSITIVE_INFINITY : performance.now() + timeoutMs;
+    while (this.#spin.until(this.pollParts.moved, events, end)) {
+      ready = this.#syncAll(events);
+      if (ready !== 0) return ready;
+    }
     this.#want(events);
     try {
       for (;;) {
         // Interrupts are on now, so look again before sleeping (R13).
         ready = this.#syncAll(events);
-        const left = end - performance.now();
+        const now = performance.now();
+        const left = end - now;
         if (ready !== 0 || left <= 0) return ready;
         const { pollMs } = this.#driver.pci;
         const sleep = pollMs === undefined ? left : Math.min(left, pollMs);
         const n = this.#pollSet.poll(sleep === Number.POSITIVE_INFINITY ? -1 : Math.min(Math.ceil(sleep), MAX_INT));
+        this.#spin.slept((performance.now() - now) * 1000);
         if (n === 0 && sleep < left) continue; // a device without interrupts
         if (n === 0) return this.#syncAll(events);
         this.#drain(this.#pollSet.revents(TX), this.#pollSet.revents(RX), this.#pollSet.revents(HANGUP));
@@ -259,6 +269,12 @@ export class NetmapPort {
       if (kring.rcur !== kring.rtail) ready |= POLLIN;
     }
     return ready & events;
+  }
+
+  #moved(events: number): boolean {
+    if ((events & POLLOUT) !== 0) for (let i = 0; i < this.#tx.length; i++) if (this.#tx[i]!.moved) return true;
+    if ((events & POLLIN) !== 0) for (let i = 0; i < this.#rx.length; i++) if (this.#rx[i]!.moved) return true;
+    return false;
   }
 
   /** Turns on the interrupts of the wanted directions. */

@@ -141,6 +141,11 @@ export class GuestKring {
     Atomics.store(this.m.i32, this.#applNeedKick, 0);
   }
 
+  /** Whether the host has moved hwtail since the last sync. */
+  get moved(): boolean {
+    return Atomics.load(this.m.i32, this.#hwtail) !== this.hwtail;
+  }
+
   /** Whether the application has moved head or cur since the last sync. */
   get pending(): boolean {
     return this.m.u32[this.#head] !== this.rhead || this.m.u32[this.#cur] !== this.rcur;

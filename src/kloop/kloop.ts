@@ -8,7 +8,7 @@
 import type { Views } from '../abi/index.ts';
 import { DOMAIN_NIC, DOMAIN_NULL, DOMAIN_PIPE, kring, nm_csb_atok, port as portLayout } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
-import { closeFd, Epoll, EPOLLET, EPOLLIN, errno, eventfd, eventfdSignal } from '../os/index.ts';
+import { closeFd, Epoll, EPOLLET, EPOLLIN, errno, eventfd, eventfdSignal, Spin } from '../os/index.ts';
 import type { Command, CommandResult, RingStart } from './commands.ts';
 import { CTL } from './commands.ts';
 import type { Datapath } from './datapath.ts';
@@ -19,11 +19,8 @@ import { NicQueues } from './nic-queues.ts';
 const LOOK_US = 20;
 /** Longest sleep while any ring runs: what a lost wake-up can cost (R12). */
 const SLEEP_MS = 100;
-/** Bounds of the adaptive spin, µs. It doubles when a sleep turned out short, halves when a spin was in vain. */
-const SPIN_MIN_US = 4;
-const SPIN_MAX_US = 64;
-/** A sleep shorter than this would better have been a spin. */
-const SHORT_SLEEP_US = 50;
+/** Longest spin on a busy machine, µs (src/os/spin.ts). */
+const SPIN_ALONE_US = 64;
 
 /**
  * While packets flow, a ring's user is interrupted when half of its ring is ready for it, and otherwise when nothing moves
@@ -68,7 +65,7 @@ export class Kloop {
   readonly #nics: NicQueues;
   #ended = false;
   #armed = false;
-  #spinUs = SPIN_MIN_US;
+  readonly #spin = new Spin(SPIN_ALONE_US);
 
   constructor(arena: Arena, datapath: Datapath, ctl: Int32Array, hooks: KloopHooks) {
     this.#m = arena.m;
@@ -118,8 +115,7 @@ export class Kloop {
           this.#armed = false;
           idleSince = 0;
         } else if (begun - armedAt >= LOOK_US) {
-          const slept = this.#sleep();
-          if (slept > 0 && slept < SHORT_SLEEP_US) this.#spinUs = Math.min(SPIN_MAX_US, this.#spinUs * 2);
+          this.#spin.slept(this.#sleep());
         }
         continue;
       }
@@ -133,16 +129,17 @@ export class Kloop {
         if (moved === 0 || this.#heldSlots >= HOLD_SLOTS || nowUs() - this.#heldSince >= HOLD_US) this.#releaseHeld();
       }
       if (moved > 0) {
+        if (idleSince !== 0) this.#spin.paid();
         idleSince = 0;
         continue;
       }
       const now = nowUs();
       if (idleSince === 0) idleSince = now;
-      else if (now - idleSince >= this.#spinUs) {
-        this.#spinUs = Math.max(SPIN_MIN_US, this.#spinUs / 2);
+      if (now - idleSince >= this.#spin.us) {
+        this.#spin.inVain();
         this.#arm();
         armedAt = nowUs();
-      }
+      } else this.#spin.pause(now / 1000);
     }
   }
 

@@ -12,6 +12,7 @@ export * from './process.ts';
 export * from './routes.ts';
 export * from './run-dir.ts';
 export * from './sockets.ts';
+export * from './spin.ts';
 export * from './tap.ts';
 export * from './vfio.ts';
 export * from './xdp.ts';
