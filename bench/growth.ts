@@ -1,9 +1,11 @@
 /**
- * What more ports cost: packets per second of the datapath alone with 2 to 254 ports on a switch, traffic on two of them
- * or on all; of two guests with idle ports beside them; memory for each port, and how long a daemon takes to start.
+ * What more ports and switches cost: packets per second of the datapath alone with 2 to 254 ports on a switch, traffic on two
+ * of them or on all; of two guests with idle ports beside them; of 1 to 8 switches with two guests each, on one and on
+ * two datapath threads; memory for each port, and how long a daemon takes to start.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { nm_csb_atok, nm_csb_ktoa } from '../src/abi/index.ts';
 import { Lab } from '../src/cli/lab.ts';
@@ -17,6 +19,8 @@ const PORTS = [2, 16, 64, 254];
 const SLOTS = 256;
 const BATCH = 64;
 const SIZE = 60;
+const SWITCHES = [1, 2, 4, 8];
+const THREADS = [1, 2];
 
 export async function benchGrowth(context: Context): Promise<Row[]> {
   const rows: Row[] = [];
@@ -30,6 +34,9 @@ export async function benchGrowth(context: Context): Promise<Row[]> {
   }
   for (const idle of [0, ...PORTS.filter((n) => n > 2).map((n) => n - 2)])
     rows.push(await withIdlePorts(context, idle));
+  for (const threads of THREADS) {
+    for (const switches of SWITCHES) rows.push(await manySwitches(context, switches, threads));
+  }
   return rows;
 }
 
@@ -110,6 +117,39 @@ async function withIdlePorts(context: Context, idle: number): Promise<Row> {
       holder?.kill();
       if (holder !== undefined) await once(holder, 'close');
     }
+  } finally {
+    await lab.stop();
+  }
+}
+
+/** A daemon of its own; all pairs of guests send at the same time. Counted by the daemon, as no two pairs begin at once. */
+async function manySwitches(context: Context, switches: number, threads: number): Promise<Row> {
+  context.progress(`growth: ${switches} switches, ${threads} threads`);
+  const seen = await context.quiet.wait();
+  const lab = await Lab.start(['--threads', String(threads)]);
+  const received = async (): Promise<number> => {
+    const { domains } = await lab.status();
+    return domains.flatMap((d) => d.ports.flatMap((p) => p.rxRings)).reduce((sum, ring) => sum + ring.packets, 0);
+  };
+  try {
+    let arrived = 0;
+    let mpps = Number.NaN;
+    let measured = (): void => undefined;
+    const over = new Promise<void>((resolve) => (measured = resolve));
+    // The last pair that is ready measures for all.
+    const during = async (): Promise<void> => {
+      if (++arrived < switches) return over;
+      const before = await received();
+      const start = performance.now();
+      await setTimeout(Math.max(500, context.ms));
+      const after = await received();
+      mpps = (after - before) / (performance.now() - start) / 1e3;
+      measured();
+    };
+    const pair = (i: number): Promise<unknown> =>
+      stream(lab, { tx: `vale${i}:tx`, rx: `vale${i}:rx`, size: SIZE, slots: 1024, batch: 256 }, 0, during);
+    await Promise.all(Array.from({ length: switches }, (_, i) => pair(i)));
+    return { bench: 'switches', switches, threads, guests: 2 * switches, mpps, ...conditions([seen]) };
   } finally {
     await lab.stop();
   }
