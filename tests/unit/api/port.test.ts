@@ -226,8 +226,8 @@ test('slot accesses and syncs allocate nothing', () =>
     rounds(2000);
     const grown = process.memoryUsage().heapUsed - before;
     assert.ok(sum > 0);
-    // 16 million accesses: one byte each would be 16 MB. What is allowed is the runtime's own.
-    assert.ok(grown < 400_000, `${grown} bytes for 2 million packets`);
+    // One number on the heap for each packet would be 24 MB or more. What is allowed is the runtime's own.
+    assert.ok(grown < 2_000_000, `${grown} bytes for 2 million packets`);
   }));
 
 test('NR_NO_TX_POLL, NR_DO_RX_POLL: what poll syncs beyond what it waits for', () =>
