@@ -10,10 +10,11 @@ import type { Watch } from './watch.ts';
 const TCP_BYTES = 8 * 2 ** 20;
 const TCP_PORT = 5001;
 const TRANSFER_MS = 120_000;
-/** The longest frame of an interface with an MTU of 1500, without segmentation offload. */
+/**
+ * The longest frame of an interface with an MTU of 1500, without segmentation offload. With it, segments have up to 64 KiB;
+ * how long they become is up to the sender's stack and its timing (on a busy machine 13,098 bytes were the most).
+ */
 const FRAME = 1514;
-/** With it, segments have up to 64 KiB; how long they really become is up to the sender's stack and its timing. */
-const LONG_SEGMENT = 10 * FRAME;
 
 export async function checkPing(a: Guest): Promise<void> {
   const replies = await a.ping('10.7.0.2', 5);
@@ -51,7 +52,7 @@ async function transfer(
 async function frameLengths(watch: Watch, segments: boolean): Promise<string> {
   const lengths = await watch.stop();
   const longest = lengths.reduce((most, len) => Math.max(most, len), 0);
-  if (segments) check(longest >= LONG_SEGMENT, `${watch.port}: no frame is longer than ${longest} bytes`);
+  if (segments) check(longest > FRAME, `${watch.port}: no frame is longer than ${longest} bytes`);
   else check(longest > 0 && longest <= FRAME, `${watch.port}: the longest frame has ${longest} bytes`);
   return `${lengths.length} frames of up to ${longest} bytes`;
 }
