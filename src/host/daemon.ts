@@ -23,6 +23,7 @@ import type { Logger } from './log.ts';
 import { createLogger } from './log.ts';
 import { regionSizes } from './region-sizes.ts';
 import { isMonitor } from './monitors.ts';
+import { NicOffloads } from './nic-offloads.ts';
 import { hostRingsName } from './nics.ts';
 import { isOwn, type RegionSizes } from './regions.ts';
 import { RunDir } from './run-dir.ts';
@@ -107,11 +108,15 @@ export class Daemon {
         void this.stop(`thread ${thread} failed: ${error.message}`, 1);
       },
     });
+    const log = (level: 'info' | 'warn', message: string): void => this.log[level](message);
+    const offloads = new NicOffloads(this.#runDir.offloads, log);
+    offloads.recover();
     this.#switchboard = new Switchboard(
       this.#threads,
       (id) => regionSizes(config, id),
-      (level, message) => this.log[level](message),
+      log,
       (iface) => config.interfaces.mayCutOff.includes(iface.replace(/\^$/, '')),
+      offloads,
     );
     for (const [name, vm] of Object.entries(config.vms)) await this.#addVm(name, vm);
     this.#control = new ControlServer(this.#runDir.controlSocket, (request, peer) => this.#request(request, peer), {
@@ -182,7 +187,7 @@ export class Daemon {
     this.log.info(`stopping: ${reason}`);
     const late = setTimeout(() => {
       this.log.error('the threads did not end in time; ending the process');
-      this.#runDir.close();
+      this.#leave();
       exitNow(code === 0 ? 1 : code);
     }, END_MS);
     try {
@@ -196,11 +201,20 @@ export class Daemon {
 
   async #end(): Promise<void> {
     this.#control?.close();
-    if (this.#threads !== undefined) {
-      this.#threads.wakeAll();
-      await this.#threads.devices.call({ op: 'end' });
-      await this.#threads.end();
+    try {
+      if (this.#threads !== undefined) {
+        this.#threads.wakeAll();
+        await this.#threads.devices.call({ op: 'end' });
+        await this.#threads.end();
+      }
+    } finally {
+      this.#leave();
     }
+  }
+
+  /** What the process has to give back itself, as its end does not. */
+  #leave(): void {
+    if (this.#switchboard !== undefined) this.#switchboard.releaseInterfaces();
     this.#runDir.close();
   }
 

@@ -1,7 +1,8 @@
 /**
  * Interfaces of the host as ports: finds out how the frames of an interface can be had, makes what that takes (XDP program
  * and link, packet socket, TAP interface, redirection of the stack's frames), and takes all of it away again. Everything is
- * held by descriptors, so whatever way the daemon ends, the interface works for the host again. docs/nics.md
+ * held by descriptors or recorded (nic-offloads.ts), so whatever way the daemon ends, the interface works for the host
+ * again. docs/nics.md
  *
  * Control thread.
  */
@@ -19,7 +20,6 @@ import {
   interfaceIndex,
   interfaceMtu,
   interfaceQueues,
-  keepFramesWhole,
   openTap,
   packetSocket,
   promiscuous,
@@ -35,6 +35,7 @@ import {
 } from '../os/index.ts';
 import type { PortName } from '../ports/index.ts';
 import { MAX_RINGS_PER_PORT } from '../ports/index.ts';
+import type { NicOffloads } from './nic-offloads.ts';
 
 /** How the frames are had: AF_XDP with the program in the driver or in the kernel, packet sockets, or a TAP interface. */
 export type NicMode = XdpMode | 'packet' | 'tap' | 'host';
@@ -63,6 +64,8 @@ export interface NicNeeds {
   readonly vnetHdr: boolean;
   /** Whether the host's own frames may be taken away, though its default route needs them. */
   readonly mayCutOff: boolean;
+  /** Switches offloads off. */
+  readonly offloads: NicOffloads;
 }
 
 /** The header of TAP interfaces, as long as modern VirtIO has it. */
@@ -153,19 +156,20 @@ function openCard(iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
   const mtu = interfaceMtu(iface);
   const promiscuity = promiscuous(ifindex);
   undo.push(() => closeFd(promiscuity));
+  undo.push(needs.offloads.switchOff(iface, ifindex, ['lro', 'rxvlan']));
   const common = { name: iface, ifindex, mac: [...interfaceEther(iface)], vnetHdrLen: 0, mtu, close: ending(undo) };
   let because: string;
   try {
     const { map, mode } = attach(ifindex, queues, needs.bufSize, undo);
     // Native programs see frames before they are merged.
-    undo.push(keepFramesWhole(iface, mode !== 'native'));
+    if (mode !== 'native') undo.push(needs.offloads.switchOff(iface, ifindex, ['gro']));
     const links = Array.from({ length: queues }, (_, queue): NicLink => ({ kind: 'xdp', ifindex, queue, map }));
     return { ...common, mode, because: undefined, links };
   } catch (e) {
     if (!(e instanceof SysError)) throw e;
     because = e.message;
   }
-  undo.push(keepFramesWhole(iface, true));
+  undo.push(needs.offloads.switchOff(iface, ifindex, ['gro']));
   const fd = packetSocket(ifindex);
   undo.push(() => closeFd(fd));
   const pieces = Math.ceil((mtu + FRAME_OVERHEAD) / needs.bufSize);

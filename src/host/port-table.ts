@@ -11,6 +11,7 @@ import type { Domain, DomainKind, Domains } from './domains.ts';
 import { isZeroCopyMonitor, monitorLinks } from './monitors.ts';
 import type { NicPort } from './nic-queues.ts';
 import { connectNic } from './nic-queues.ts';
+import type { NicOffloads } from './nic-offloads.ts';
 import type { NicWatch } from './nic-watch.ts';
 import { openNic } from './nics.ts';
 import type { Open } from './opens.ts';
@@ -57,12 +58,14 @@ export class PortTable {
   readonly #orphaned: (monitor: Port) => Promise<void>;
   readonly #watch: NicWatch;
   readonly #mayCutOff: (iface: string) => boolean;
+  readonly #offloads: NicOffloads;
   #monitorsMade = 0;
 
   /**
    * @param orphaned a monitor's port is gone: it will not see anything any more
    * @param watch follows the interfaces that are ports
    * @param mayCutOff whether an interface of the host's default route may be taken
+   * @param offloads switches those of interfaces off
    */
   constructor(
     domains: Domains,
@@ -70,12 +73,14 @@ export class PortTable {
     orphaned: (monitor: Port) => Promise<void>,
     watch: NicWatch,
     mayCutOff: (iface: string) => boolean,
+    offloads: NicOffloads,
   ) {
     this.#domains = domains;
     this.#regions = regions;
     this.#orphaned = orphaned;
     this.#watch = watch;
     this.#mayCutOff = mayCutOff;
+    this.#offloads = offloads;
   }
 
   get all(): Iterable<Port> {
@@ -136,7 +141,8 @@ export class PortTable {
     const taken = [...this.#ports.values()].find(({ nic }) => nic?.nic.name === iface && !nic.state.gone);
     if (taken !== undefined) throw new SysError(`interface ${iface} is a port already: ${taken.name}`, errno.EBUSY);
     const bufSize = region.region.layout.bufPool.objsz;
-    const nic = openNic(iface, { bufSize, vnetHdr: hosted, mayCutOff: withHost || this.#mayCutOff(iface) });
+    const mayCutOff = withHost || this.#mayCutOff(iface);
+    const nic = openNic(iface, { bufSize, vnetHdr: hosted, mayCutOff, offloads: this.#offloads });
     let port: Port | undefined;
     try {
       const domain = await this.#domains.get(domainName, hosted ? 'vale' : 'nic');

@@ -1,6 +1,7 @@
 /**
  * The run directory: private to its user (R21), owned by one live daemon at a time. A lock file says so: the lock
- * goes with the process, however it ends, so that the next daemon takes over what a killed one left. Where other users
+ * goes with the process, however it ends, so that the next daemon takes over what a killed one left: it removes the
+ * sockets, and the record of offloads tells it what to switch on again (nic-offloads.ts). Where other users
  * may open ports, they may pass through the directory (not list it) to the control socket, and to nothing else.
  */
 import {
@@ -34,6 +35,8 @@ export class RunDirError extends Error {
 export class RunDir {
   readonly path: string;
   readonly controlSocket: string;
+  /** File of the record of offloads that were switched off. */
+  readonly offloads: string;
   readonly #lock: number;
 
   /**
@@ -45,6 +48,7 @@ export class RunDir {
     this.path = path;
     const mode = shared ? 0o711 : 0o700;
     this.controlSocket = join(path, CONTROL_SOCKET);
+    this.offloads = join(path, 'offloads.json');
     try {
       makeDirs(path, mode);
     } catch (e) {

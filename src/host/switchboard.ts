@@ -20,6 +20,7 @@ import { Domains } from './domains.ts';
 import { freeRings } from './free-rings.ts';
 import type { Open } from './opens.ts';
 import { isMonitor, monitorConfig } from './monitors.ts';
+import type { NicOffloads } from './nic-offloads.ts';
 import { type NicEvents, type NicUse, NicWatch } from './nic-watch.ts';
 import { hostRingsName, nicRings } from './nics.ts';
 import type { Port } from './port-table.ts';
@@ -86,19 +87,21 @@ export class Switchboard {
   /**
    * @param sizesOf sizes of the region of an @ID @param log what becomes of interfaces that are ports
    * @param mayCutOff whether an interface of the host's default route may be taken
+   * @param offloads switches those of interfaces off
    */
   constructor(
     threads: Threads,
     sizesOf: (id: string) => RegionSizes,
     log: NicEvents['log'],
     mayCutOff: (iface: string) => boolean,
+    offloads: NicOffloads,
   ) {
     this.#threads = threads;
     this.#domains = new Domains(threads);
     this.#regions = new Regions(sizesOf);
     this.#nics = new NicWatch({ log, gone: (nic) => void this.#exclusive(() => this.#nicGone(nic)) });
     const orphaned = (monitor: Port): Promise<void> => this.#orphaned(monitor);
-    this.#ports = new PortTable(this.#domains, this.#regions, orphaned, this.#nics, mayCutOff);
+    this.#ports = new PortTable(this.#domains, this.#regions, orphaned, this.#nics, mayCutOff, offloads);
     this.#choice = new RegionChoice(this.#regions, this.#ports);
     this.#valeCtl = new ValeCtl(this.#domains, this.#regions, this.#ports);
   }
@@ -209,6 +212,11 @@ export class Switchboard {
         this.#regions.leave(region);
       }
     });
+  }
+
+  /** Gives the interfaces that are ports back to the host. Only when the datapath threads have ended, or the process is about to. */
+  releaseInterfaces(): void {
+    for (const { nic } of this.#ports.all) nic?.nic.close();
   }
 
   #exclusive<T>(action: () => Promise<T>): Promise<T> {

@@ -2,7 +2,6 @@
  * What else a NIC port needs to know of an interface and to change there: queues, driver, offloads (ethtool's ioctl), and
  * what becomes of interfaces (rtnetlink(7)). Everything is of the calling thread's network namespace.
  */
-import { errno, SysError } from './errno.ts';
 import { closeFd, watch } from './events.ts';
 import { check, lastErrno, libc, scratch } from './libc.ts';
 import { fillName } from './netif.ts';
@@ -68,29 +67,26 @@ function value(name: string, command: number, data = 0): number | undefined {
   return ethtool(name, v) === 0 ? v.view.getUint32(4, true) : undefined;
 }
 
-/**
- * Switches off what makes frames something else than what was on the wire: merging (LRO and, with `gro`, GRO) and taking
- * VLAN tags out. Returns a function that switches on again what was on; it does nothing if the interface is gone.
- * @throws SysError if the driver refuses
- */
-export function keepFramesWhole(name: string, gro: boolean): () => void {
-  const undo: (() => void)[] = [];
-  const flags = value(name, ETHTOOL_GFLAGS) ?? 0;
-  const off = flags & (ETH_FLAG_RXVLAN | ETH_FLAG_LRO);
-  if (off !== 0) {
-    if (value(name, ETHTOOL_SFLAGS, flags & ~off) === undefined) {
-      const which = (off & ETH_FLAG_LRO) === 0 ? 'rxvlan' : 'lro and rxvlan';
-      throw new SysError(
-        `interface ${name}: its driver does not switch ${which} off, which would change frames`,
-        errno.EINVAL,
-      );
-    }
-    undo.push(() => value(name, ETHTOOL_SFLAGS, (value(name, ETHTOOL_GFLAGS) ?? 0) | off));
+/** What makes frames something else than what was on the wire: merging (LRO, GRO), taking VLAN tags out. ethtool's names. */
+export const FRAME_OFFLOADS = ['lro', 'rxvlan', 'gro'] as const;
+export type FrameOffload = (typeof FRAME_OFFLOADS)[number];
+
+const FLAG = { lro: ETH_FLAG_LRO, rxvlan: ETH_FLAG_RXVLAN } as const;
+
+/** Whether an offload is on; false if the interface does not say, or is gone. */
+export function frameOffload(name: string, offload: FrameOffload): boolean {
+  if (offload === 'gro') return value(name, ETHTOOL_GGRO) === 1;
+  return ((value(name, ETHTOOL_GFLAGS) ?? 0) & FLAG[offload]) !== 0;
+}
+
+/** Turns an offload on or off. Returns whether the driver did so. */
+export function setFrameOffload(name: string, offload: FrameOffload, on: boolean): boolean {
+  if (offload === 'gro') value(name, ETHTOOL_SGRO, on ? 1 : 0);
+  else {
+    const flags = value(name, ETHTOOL_GFLAGS) ?? 0;
+    value(name, ETHTOOL_SFLAGS, on ? flags | FLAG[offload] : flags & ~FLAG[offload]);
   }
-  if (gro && value(name, ETHTOOL_GGRO) === 1 && value(name, ETHTOOL_SGRO, 0) !== undefined) {
-    undo.push(() => value(name, ETHTOOL_SGRO, 1));
-  }
-  return () => undo.forEach((action) => action());
+  return frameOffload(name, offload) === on;
 }
 
 /** What is known of an interface after a change. */

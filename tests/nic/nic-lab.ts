@@ -193,12 +193,12 @@ export class NicLab {
     return link.stats64.tx.dropped;
   }
 
-  /** Starts a daemon in `here`. @param config its configuration besides the run directory */
-  async start(config: object = {}): Promise<void> {
+  /** Starts a daemon in `here`, or elsewhere. @param config its configuration besides the run directory */
+  async start(config: object = {}, where = this.here): Promise<void> {
     const file = join(this.#dir, 'ptnet.yaml');
     writeFileSync(file, JSON.stringify({ runDir: this.runDir, ...config }));
     this.log = '';
-    const daemon = this.here.ptnet('host', '--config', file, '--log-level', 'info');
+    const daemon = where.ptnet('host', '--config', file, '--log-level', 'info');
     this.daemon = daemon;
     for (const stream of [daemon.stdout!, daemon.stderr!]) {
       stream.setEncoding('utf8').on('data', (t: string) => (this.log += t));

@@ -86,6 +86,45 @@ describe('a NIC passed to one user', { skip: nicSkip() }, () => {
     }
   });
 
+  it('one ring of a queue only (/R, /T) is refused, and the host keeps the interface', async () => {
+    for (const name of ['netmap:veth0/R', 'netmap:veth0/T', 'netmap:veth0-0/R', 'netmap:veth0^/T']) {
+      const why = `open ${name}: the two rings of an interface's queue go together (no /R, /T)`;
+      await assert.rejects(openPort(name, { runDir: lab.runDir }), (e: Error) => e.message.includes(why));
+    }
+    assert.deepEqual(await lab.ports(), []);
+    assert.ok(!/PROMISC|xdp/.test(lab.here.ip('link', 'show', 'veth0')));
+    const port = await openPort('netmap:veth0', { runDir: lab.runDir });
+    await assert.rejects(openPort('netmap:veth0/R', { runDir: lab.runDir }), /go together/);
+    await conserves(lab, port, 100, { frames: 2000 });
+    await port.close();
+  });
+
+  it('monitors: /r sees what arrives, /t what is sent, /rt both; one without a port is refused', async () => {
+    await assert.rejects(
+      openPort('netmap:veth0/r', { runDir: lab.runDir }),
+      /there is no port netmap:veth0 to be monitored/,
+    );
+    const port = await openPort('netmap:veth0', { runDir: lab.runDir });
+    // Rings with room for all that passes.
+    const monitors = await Promise.all(
+      ['/r', '/t', '/rt'].map((flags) => openPort(`netmap:veth0${flags}@conf:rx-slots=4096`, { runDir: lab.runDir })),
+    );
+    await conserves(lab, port, 100, { frames: 1000 });
+    const seen = await Promise.all(
+      monitors.map(async (monitor) => {
+        const counter = new FrameCounter();
+        await receive(monitor, counter, 2000, { quietMs: 500 });
+        return [counter.frames, counter.wrong];
+      }),
+    );
+    assert.deepEqual(seen, [
+      [1000, 0],
+      [1000, 0],
+      [2000, 0],
+    ]);
+    for (const open of [...monitors, port]) await open.close();
+  });
+
   it("netmap's scenario 024, send and receive through veth: both ends are ports", async () => {
     lab.here.ip('link', 'add', 'veth1A', 'type', 'veth', 'peer', 'name', 'veth1B');
     for (const end of ['veth1A', 'veth1B']) {

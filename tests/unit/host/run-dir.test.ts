@@ -54,15 +54,17 @@ test('a live daemon’s directory is refused, with its process', () => {
   refuses(path, /runs in .* already/);
 });
 
-test('what a killed daemon left is removed: control socket, VMs’ sockets', () => {
+test('what a killed daemon left is removed: control socket, VMs’ sockets; its record of offloads stays', () => {
   const path = fresh();
   mkdirSync(join(path, 'vm', 'old'), { recursive: true, mode: 0o700 });
   writeFileSync(join(path, 'ptnet.lock'), '1\n');
+  writeFileSync(join(path, 'offloads.json'), '[]');
   closeFd(listenUnix(join(path, 'control.sock')));
   closeFd(listenUnix(join(path, 'vm', 'old', 'ptnet0.sock')));
   const dir = new RunDir(path);
   assert.equal(existsSync(dir.controlSocket), false);
   assert.equal(existsSync(join(path, 'vm')), false);
+  assert.equal(existsSync(dir.offloads), true);
 });
 
 test('places that cannot be a run directory, each with its reason', () => {
