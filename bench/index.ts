@@ -17,6 +17,7 @@ import { benchIdle } from './idle.ts';
 import { benchLatency } from './latency.ts';
 import { benchMonitors } from './monitors.ts';
 import { benchNet } from './net.ts';
+import { benchNic } from './nic.ts';
 import { benchPeers } from './peers.ts';
 import { Quiet } from './quiet.ts';
 
@@ -38,6 +39,7 @@ const benches: Readonly<Record<string, Bench>> = {
   growth: { run: benchGrowth, ms: 200, rounds: 1 },
   monitors: { run: benchMonitors, ms: 150, rounds: 10, onlyByName: true },
   net: { run: benchNet, ms: 3000, rounds: 3, onlyByName: true },
+  nic: { run: benchNic, ms: 1500, rounds: 3, onlyByName: true },
   peers: { run: benchPeers, ms: 1500, rounds: 3, onlyByName: true },
 };
 

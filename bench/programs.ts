@@ -16,7 +16,11 @@ const FILES: Readonly<Record<string, readonly [march: string, ...files: string[]
   rings: ['native', ...RINGS],
   rings16: ['x86-64-v2', ...RINGS],
   peers: ['native', 'peers.c'],
+  packet: ['native', 'packet.c'],
 };
+
+/** Where a compiled program is. */
+export const programPath = (name: string): string => PROGRAMS + name;
 
 /** Compiles all. @returns a function that runs one and gives its numbers, or why there is none */
 export function compilePrograms(): ((name: string, args: readonly (string | number)[]) => Promise<number[]>) | string {
@@ -25,10 +29,10 @@ export function compilePrograms(): ((name: string, args: readonly (string | numb
   mkdirSync(PROGRAMS, { recursive: true });
   for (const [name, [march, ...files]] of Object.entries(FILES)) {
     const sources = files.map((file) => SOURCES + file);
-    execFileSync(cc, ['-O3', `-march=${march}`, '-std=c11', '-o', PROGRAMS + name, ...sources], { stdio: 'inherit' });
+    execFileSync(cc, ['-O3', `-march=${march}`, '-std=c11', '-o', programPath(name), ...sources], { stdio: 'inherit' });
   }
   return async (name, args) => {
-    const { stdout } = await run(PROGRAMS + name, args.map(String), { timeout: 60_000 });
+    const { stdout } = await run(programPath(name), args.map(String), { timeout: 60_000 });
     const numbers = stdout.trim().split(/\s+/).map(Number);
     if (numbers.some(Number.isNaN)) throw new Error(`${name} ${args.join(' ')} printed "${stdout.trim()}"`);
     return numbers;

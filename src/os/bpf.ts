@@ -11,6 +11,7 @@ const SYS_BPF = 321;
 const BPF_MAP_CREATE = 0;
 const BPF_MAP_UPDATE_ELEM = 2;
 const BPF_PROG_LOAD = 5;
+const BPF_PROG_TEST_RUN = 10;
 const BPF_LINK_CREATE = 28;
 const BPF_MAP_TYPE_XSKMAP = 17;
 const BPF_PROG_TYPE_SCHED_CLS = 3;
@@ -22,7 +23,8 @@ const BPF_F_XDP_HAS_FRAGS = 0x20;
 const BPF_F_INGRESS = 1;
 const XDP_FLAGS_SKB_MODE = 2;
 const XDP_FLAGS_DRV_MODE = 4;
-const XDP_DROP = 1;
+const XDP_VERDICT = { drop: 1, pass: 2 } as const;
+const BPF_F_TEST_XDP_LIVE_FRAMES = 2;
 /** struct xdp_md */
 const XDP_MD_RX_QUEUE_INDEX = 16;
 const FUNC_REDIRECT = 23;
@@ -130,15 +132,38 @@ export function xdpToSockets(map: number): number {
   const program = new Assembler()
     .loadWord(2, 1, XDP_MD_RX_QUEUE_INDEX)
     .loadMap(1, map)
-    .mov(3, XDP_DROP)
+    .mov(3, XDP_VERDICT.drop)
     .call(FUNC_REDIRECT_MAP)
     .exit();
   return load(BPF_PROG_TYPE_XDP, BPF_XDP, BPF_F_XDP_HAS_FRAGS, program);
 }
 
-/** An XDP program that drops every frame: the most that a kernel can receive. */
-export function xdpDrop(): number {
-  return load(BPF_PROG_TYPE_XDP, BPF_XDP, BPF_F_XDP_HAS_FRAGS, new Assembler().mov(0, XDP_DROP).exit());
+/** An XDP program that drops every frame, the most that a kernel can receive, or leaves every frame to the kernel. */
+export function xdpAlways(verdict: keyof typeof XDP_VERDICT): number {
+  const program = new Assembler().mov(0, XDP_VERDICT[verdict]).exit();
+  return load(BPF_PROG_TYPE_XDP, BPF_XDP, BPF_F_XDP_HAS_FRAGS, program);
+}
+
+/**
+ * Has the kernel itself send a frame out of an interface, `count` times (Linux 5.18). For a veth, the other end needs an XDP
+ * program in its driver. What the interface has no room for is lost. Returns when all are sent.
+ */
+export function xdpSend(ifindex: number, frame: Uint8Array, count: number): void {
+  const program = new Assembler().mov(1, ifindex).mov(2, 0).call(FUNC_REDIRECT).exit();
+  const fd = load(BPF_PROG_TYPE_XDP, BPF_XDP, 0, program);
+  const data = scratch(frame.length);
+  data.u8.set(frame);
+  try {
+    bpf(BPF_PROG_TEST_RUN, 'bpf(PROG_TEST_RUN) of frames that are sent', (a) => {
+      a.setUint32(0, fd, true);
+      a.setUint32(8, frame.length, true);
+      a.setBigUint64(16, BigInt(data.address), true);
+      a.setUint32(32, count, true);
+      a.setUint32(64, BPF_F_TEST_XDP_LIVE_FRAMES, true);
+    });
+  } finally {
+    closeFd(fd);
+  }
 }
 
 function link(program: number, ifindex: number, attachType: number, flags: number, what: string): number {
