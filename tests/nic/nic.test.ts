@@ -125,7 +125,7 @@ describe('a NIC passed to one user', { skip: nicSkip() }, () => {
     for (const open of [...monitors, port]) await open.close();
   });
 
-  it("netmap's scenario 024, send and receive through veth: both ends are ports", async () => {
+  it('024: send and receive through veth: both ends are ports', async () => {
     lab.here.ip('link', 'add', 'veth1A', 'type', 'veth', 'peer', 'name', 'veth1B');
     for (const end of ['veth1A', 'veth1B']) {
       // No frames of IPv6's own.
