@@ -24,7 +24,7 @@ import { createLogger } from './log.ts';
 import { regionSizes } from './region-sizes.ts';
 import { isMonitor } from './monitors.ts';
 import { NicOffloads } from './nic-offloads.ts';
-import { hostRingsName } from './nics.ts';
+import { hostRingsName, parseInterface } from './nics.ts';
 import { isOwn, type RegionSizes } from './regions.ts';
 import { RunDir } from './run-dir.ts';
 import { configuredShape, shapeOf } from './shape.ts';
@@ -115,7 +115,7 @@ export class Daemon {
       this.#threads,
       (id) => regionSizes(config, id),
       log,
-      (iface) => config.interfaces.mayCutOff.includes(iface.replace(/\^$/, '')),
+      (iface) => config.interfaces.mayCutOff.includes(parseInterface(iface).iface),
       offloads,
     );
     for (const [name, vm] of Object.entries(config.vms)) await this.#addVm(name, vm);

@@ -8,7 +8,7 @@ import { interfaceFlags, PAGE_SIZE, XSK_RINGS, type XskRingName } from '../os/in
 import type { PortRecord } from '../ports/index.ts';
 import { allRings } from '../ports/index.ts';
 import type { NicUse } from './nic-watch.ts';
-import type { Nic } from './nics.ts';
+import { type Nic, parseInterface } from './nics.ts';
 import type { Datapath } from './threads.ts';
 
 export interface NicPort extends NicUse {
@@ -21,7 +21,7 @@ export interface NicPort extends NicUse {
 const IFF_UP_RUNNING = 0x41;
 
 function interfaceRunning(name: string): boolean {
-  return (interfaceFlags(name.replace(/\^$/, '')) & IFF_UP_RUNNING) === IFF_UP_RUNNING;
+  return (interfaceFlags(parseInterface(name).iface) & IFF_UP_RUNNING) === IFF_UP_RUNNING;
 }
 
 /** Connects the rings of a port, which is attached to a domain, with an interface. @throws Error; nothing is kept then */

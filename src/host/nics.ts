@@ -78,7 +78,7 @@ const FRAME_OVERHEAD = 22;
 const TAP_NAME = /^tap/;
 
 /** Whether the host's stack is meant ("eth0^"), and the interface. */
-function parse(name: string): { readonly iface: string; readonly host: boolean } {
+export function parseInterface(name: string): { readonly iface: string; readonly host: boolean } {
   const host = name.endsWith('^');
   return { iface: host ? name.slice(0, -1) : name, host };
 }
@@ -97,7 +97,7 @@ function exists(iface: string): boolean {
  * Rings, each way, that a port of an interface has. @throws SysError ENXIO: there is none of that name; E2BIG: too many
  */
 export function nicRings(name: string): number {
-  const { iface, host } = parse(name);
+  const { iface, host } = parseInterface(name);
   if (!exists(iface)) {
     if (TAP_NAME.test(name) && !host) return 1;
     const advice = `"ptnet vale-ctl -n ${iface}" makes a persistent VALE port`;
@@ -115,7 +115,7 @@ export function nicRings(name: string): number {
 
 /** Takes an interface, or the host's stack at one, for a port. @throws SysError; nothing is kept then */
 export function openNic(name: string, needs: NicNeeds): Nic {
-  const { iface, host } = parse(name);
+  const { iface, host } = parseInterface(name);
   const undo: (() => void)[] = [];
   try {
     if (host) return openHost(name, iface, needs, undo);
