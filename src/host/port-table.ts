@@ -361,11 +361,14 @@ export class PortTable {
     }
     const { domain: from } = port;
     await this.#detach(from, port);
+    // Who lists the domain's ports meanwhile must not read counters that are mapped no more (R2).
+    from.ports.delete(port);
     releasePorts(from.datapath.space, port.region.region, port.memory);
     try {
       await this.#remake(port, to);
     } catch (e) {
       await this.#remake(port, from);
+      from.ports.add(port);
       throw e;
     }
   }

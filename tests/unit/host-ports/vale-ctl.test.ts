@@ -108,6 +108,35 @@ test('what cannot be is refused with its reason', async () => {
   await lab.close(a);
 });
 
+test('R2: a port on its way to another thread is not looked at by who lists ports: its memory is not there then', async () => {
+  const a = await lab.open('vale2:a');
+  const names = Array.from({ length: 8 }, (_, i) => `w${i}`);
+  for (const name of names) await ctl({ letter: 'n', name, config: '64,64' });
+  const threadOf = (name: string): number | undefined =>
+    lab.daemon.status().domains.find((d) => d.ports.some((p) => p.name === name))?.thread;
+  const there = threadOf('vale2:a');
+  const moved = names.filter((name) => threadOf(`netmap:${name}`) !== there);
+  assert.ok(moved.length > 0);
+  let listed = 0;
+  let next: NodeJS.Immediate;
+  const list = (): void => {
+    lab.daemon.status();
+    listed++;
+    next = setImmediate(list);
+  };
+  list();
+  for (const name of names) await ctl({ letter: 'a', name: `vale2:${name}` });
+  clearImmediate(next!);
+  assert.ok(listed > names.length);
+  assert.deepEqual(
+    names.map((name) => threadOf(`vale2:${name}`)),
+    names.map(() => there),
+  );
+  for (const name of names) await ctl({ letter: 'd', name: `vale2:${name}` });
+  for (const name of names) await ctl({ letter: 'r', name });
+  await lab.close(a);
+});
+
 test('254 ports to a switch, no more; all are given back', async () => {
   await lab.until((domains) => domains.length === 0);
   for (let i = 0; i < 254; i++) {
