@@ -204,8 +204,11 @@ export class Daemon {
     try {
       if (this.#threads !== undefined) {
         this.#threads.wakeAll();
-        await this.#threads.devices.call({ op: 'end' });
-        await this.#threads.end();
+        try {
+          await this.#threads.devices.call({ op: 'end' });
+        } finally {
+          await this.#threads.end();
+        }
       }
     } finally {
       this.#leave();

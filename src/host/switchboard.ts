@@ -99,7 +99,12 @@ export class Switchboard {
     this.#threads = threads;
     this.#domains = new Domains(threads);
     this.#regions = new Regions(sizesOf);
-    this.#nics = new NicWatch({ log, gone: (nic) => void this.#exclusive(() => this.#nicGone(nic)) });
+    const gone = (nic: NicUse): void => {
+      const failed = (e: Error): void =>
+        log('warn', `interface ${nic.nic.name}: its port was not closed: ${e.message}`);
+      this.#exclusive(() => this.#nicGone(nic)).catch(failed);
+    };
+    this.#nics = new NicWatch({ log, gone });
     const orphaned = (monitor: Port): Promise<void> => this.#orphaned(monitor);
     this.#ports = new PortTable(this.#domains, this.#regions, orphaned, this.#nics, mayCutOff, offloads);
     this.#choice = new RegionChoice(this.#regions, this.#ports);

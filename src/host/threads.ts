@@ -35,7 +35,7 @@ export class Threads {
     this.devices = devices;
   }
 
-  /** Starts all threads; resolves when the datapath threads serve. */
+  /** Starts all threads; resolves when they run. Mail that comes before they look waits for them. */
   static async start(count: number, arenaBytes: number | undefined, hooks: ThreadHooks): Promise<Threads> {
     const datapaths: Datapath[] = [];
     const forDevices: DevicesThreadData['threads'][number][] = [];
@@ -74,7 +74,7 @@ export class Threads {
     return threads;
   }
 
-  /** Resolves with the worker's first message or, for a worker that says nothing, when it runs. */
+  /** Resolves when the worker runs. */
   #spawn<E>(
     name: string,
     file: string,
@@ -98,10 +98,11 @@ export class Threads {
     });
   }
 
-  /** Ends the datapath threads' loops. The devices have to be removed before. */
+  /** Ends the datapath threads' loops, and all threads. The devices have to be removed before. */
   async end(): Promise<void> {
     this.#ending = true;
-    await Promise.all(this.datapaths.map((d) => d.mailbox.call({ op: 'end' })));
+    // One that has failed has ended already.
+    await Promise.allSettled(this.datapaths.map((d) => d.mailbox.call({ op: 'end' })));
     await Promise.all(this.#workers.map((w) => w.terminate()));
   }
 

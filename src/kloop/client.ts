@@ -20,6 +20,7 @@ export class Mailbox<C> {
   readonly #announce: () => void;
   readonly #pending = new Map<number, { resolve: (value: number) => void; reject: (error: Error) => void }>();
   #next = 1;
+  #closed = false;
 
   /** @param announce tells the other thread that mail has come, if it does not look by itself */
   constructor(port: MessagePort, announce: () => void = () => {}) {
@@ -32,13 +33,22 @@ export class Mailbox<C> {
       if ('error' in reply.result) waiting?.reject(new Error(reply.result.error));
       else waiting?.resolve(reply.result.value);
     });
+    port.on('close', () => {
+      this.#closed = true;
+      for (const { reject } of this.#pending.values()) reject(ended());
+      this.#pending.clear();
+    });
     port.unref();
   }
 
-  /** Has a command carried out. @throws Error with the other thread's own words if it failed */
+  /** Has a command carried out. @throws Error with the other thread's own words if it failed; or it has ended (R20) */
   call(command: C): Promise<number> {
     const id = this.#next++;
     return new Promise((resolve, reject) => {
+      if (this.#closed) {
+        reject(ended());
+        return;
+      }
       this.#pending.set(id, { resolve, reject });
       this.#port.ref();
       this.#port.postMessage({ id, command } satisfies CommandMessage<C>);
@@ -47,10 +57,13 @@ export class Mailbox<C> {
   }
 }
 
-/** Wakes a datapath thread so that it looks at its mailbox. */
+const ended = (): Error => new Error('the thread that was asked has ended');
+
+/** Wakes a datapath thread so that it looks at its mailbox. One that is only starting looks there before it first sleeps. */
 export function ringDoorbell(ctl: Int32Array): void {
   Atomics.store(ctl, CTL.MAIL, 1);
-  eventfdSignal(Atomics.load(ctl, CTL.DOORBELL));
+  const doorbell = Atomics.load(ctl, CTL.DOORBELL);
+  if (doorbell !== 0) eventfdSignal(doorbell);
 }
 
 /** A mailbox of a datapath thread, which sleeps in epoll and has to be woken. */

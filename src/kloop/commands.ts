@@ -57,8 +57,7 @@ export type KloopEvent =
   /** A trap stopped a domain (R2). */
   | { readonly event: 'trap'; readonly domain: number; readonly error: string }
   /** A queue of an interface could not be opened again. */
-  | { readonly event: 'nic'; readonly error: string }
-  | { readonly event: 'ready' };
+  | { readonly event: 'nic'; readonly error: string };
 
 /** Words of the thread's control block (Int32Array over a SharedArrayBuffer), shared with the other threads. */
 export const CTL = {
@@ -72,7 +71,7 @@ export const CTL = {
   WRITING: 3,
   /** 1 while the devices thread watches the heartbeat. */
   WATCHED: 4,
-  /** The doorbell's descriptor. */
+  /** The doorbell's descriptor; 0 until there is one. */
   DOORBELL: 5,
   LENGTH: 16,
 } as const;

@@ -43,7 +43,6 @@ function main(data: KloopThreadData): void {
       if (Atomics.exchange(ctl, CTL.WATCHED, 1) === 0) data.watcher.postMessage('awake');
     },
   });
-  post({ event: 'ready' });
   kloop.run();
   kloop.close();
 }

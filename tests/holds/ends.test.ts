@@ -91,6 +91,7 @@ for (const [fault, says] of faults) {
       const late = fault.startsWith('datapath') ? lab.guest('traffic', 'vale0:b') : undefined;
       assert.deepEqual(await ends(lab.daemon), { code: 1, signal: null });
       assert.match(lab.daemon.stderr, says);
+      assert.doesNotMatch(lab.daemon.stderr, /did not end in time/, 'nobody waits for a thread that is gone');
       await guest.line(/^gone/);
       late?.kill();
     } finally {

@@ -1,0 +1,52 @@
+/** Mailboxes: commands are answered by the thread they are for, and nobody waits for one that has ended. */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { test } from 'node:test';
+import { MessageChannel } from 'node:worker_threads';
+import { type CommandMessage, CTL, Mailbox, ringDoorbell } from '../../../src/kloop/index.ts';
+import { closeFd, MessageSocket, socketPair } from '../../../src/os/index.ts';
+
+test('R20: a command to a thread that ends before it answers, or has ended, fails', async () => {
+  const { port1, port2 } = new MessageChannel();
+  let announced = 0;
+  const mailbox = new Mailbox<string>(port1, () => announced++);
+  port2.on('message', ({ id, command }: CommandMessage<string>) => {
+    if (command === 'one') port2.postMessage({ id, result: { value: 7 } });
+    else port2.close();
+  });
+  assert.equal(await mailbox.call('one'), 7);
+  const closed = once(port1, 'close');
+  await assert.rejects(mailbox.call('two'), /the thread that was asked has ended/);
+  await closed;
+  await assert.rejects(mailbox.call('three'), /the thread that was asked has ended/);
+  assert.equal(announced, 2);
+});
+
+test('an answer that a thread gave before it ended still arrives', async () => {
+  const { port1, port2 } = new MessageChannel();
+  const mailbox = new Mailbox<string>(port1);
+  port2.on('message', ({ id }: CommandMessage<string>) => {
+    port2.postMessage({ id, result: id === 1 ? { value: 1 } : { error: 'no' } });
+    if (id === 2) port2.close();
+  });
+  const [first, second] = [mailbox.call('a'), mailbox.call('b')];
+  assert.equal(await first, 1);
+  await assert.rejects(second, /^Error: no$/);
+});
+
+test('the doorbell of a thread that has none yet is left alone: nothing is written to stdin', async () => {
+  const ctl = new Int32Array(new SharedArrayBuffer(4 * CTL.LENGTH));
+  ringDoorbell(ctl);
+  assert.equal(ctl[CTL.MAIL], 1);
+  // Descriptor 0 is what a doorbell of 0 would be.
+  const [ours, theirs] = socketPair();
+  const script = `
+    const { CTL, ringDoorbell } = await import(${JSON.stringify(new URL('../../../src/kloop/index.js', import.meta.url).href)});
+    ringDoorbell(new Int32Array(new SharedArrayBuffer(4 * CTL.LENGTH)));`;
+  const args = ['--input-type=module', '-e', script];
+  const child = spawn(process.execPath, args, { stdio: [theirs, 'ignore', 'inherit'] });
+  assert.deepEqual(await once(child, 'exit'), [0, null]);
+  assert.equal(new MessageSocket(ours).receive(new Uint8Array(8)).again, true);
+  for (const fd of [ours, theirs]) closeFd(fd);
+});
