@@ -57,7 +57,7 @@ export class DmaTable {
   /** Ordered by address, not overlapping. */
   #pieces: Piece[] = [];
 
-  /** @param max most mappings held at a time */
+  /** @param max most mappings, and pieces that unmapping left of them, held at a time */
   constructor(max = DMA_MAPS_MAX) {
     this.#max = max;
   }
@@ -87,8 +87,10 @@ export class DmaTable {
   /**
    * Takes addresses out: whole mappings, parts of them, or none at all. Returns how many mappings it touched. Their
    * descriptors are closed with their last byte; whoever mapped them keeps its own mapping of the memory until it ends it.
+   * @throws VfioUserError ENOSPC if it would cut a mapping in two, and there are too many; nothing is taken out then
    */
   unmap(iova: bigint, size: bigint): number {
+    if (size === 0n) return 0;
     const end = iova + size;
     const from = this.#firstEndingAfter(iova);
     const left: Piece[] = [];
@@ -96,6 +98,10 @@ export class DmaTable {
     for (let p = this.#pieces[to]; p !== undefined && p.start < end; p = this.#pieces[++to]) {
       if (p.start < iova) left.push({ ...p, end: iova });
       if (p.end > end) left.push({ ...p, start: end, offset: p.offset + (end - p.start) });
+    }
+    // Only a hole in one piece makes more of them than there were.
+    if (left.length > to - from && this.#pieces.length >= this.#max) {
+      throw new VfioUserError(errno.ENOSPC, `DMA_UNMAP of ${range(iova, end)}: ${this.#max} mappings are there already`);
     }
     const gone = this.#pieces.splice(from, to - from, ...left);
     for (const p of left) p.file.pieces++;

@@ -111,6 +111,8 @@ test('DMA table: unmapping everything, nothing, and what firmware and virtual IO
   map((1n << 64n) - 0x1000n, 0x1000n);
   assert.equal(table.unmap(0x2000n, 0x1000n), 0);
   assert.equal(table.unmap(0x1000n, 0n), 0);
+  assert.equal(table.unmap(0x1800n, 0n), 0);
+  assert.notEqual(table.lookup(0x1000n, 0x1000n), undefined);
   assert.equal(table.lookup(0xfef00000n, 0x1000n)?.writable, false);
   assert.equal(table.unmap(0xfef00000n, 0xffffffff01100000n), 2);
   assert.equal(table.length, 1);
@@ -130,6 +132,27 @@ test('DMA table: a client can make it hold so many mappings and no more', () => 
   );
   table.unmap(0n, PAGE);
   map(3);
+  table.clear();
+  assert.equal(openFds(), before);
+});
+
+test('R17: DMA table: nor by cutting a mapping into ever more pieces', () => {
+  const before = openFds();
+  const table = new DmaTable(3);
+  table.map({ iova: 0n, size: 100n * PAGE, flags: 3, offset: 0n, fd: memfd('dma', 4096) });
+  const hole = (page: number) => table.unmap(BigInt(page) * PAGE, PAGE);
+  [10, 20].forEach(hole);
+  assert.throws(
+    () => hole(30),
+    (e) => e instanceof VfioUserError && e.errno === ENOSPC,
+  );
+  assert.equal(table.length, 3);
+  assert.notEqual(table.lookup(30n * PAGE, PAGE), undefined);
+  // What leaves no more pieces than there were goes on.
+  assert.equal(table.unmap(15n * PAGE, 10n * PAGE), 2);
+  assert.equal(table.unmap(0n, 10n * PAGE), 1);
+  assert.equal(hole(30), 1);
+  assert.equal(table.length, 3);
   table.clear();
   assert.equal(openFds(), before);
 });
