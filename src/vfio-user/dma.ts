@@ -101,7 +101,10 @@ export class DmaTable {
     }
     // Only a hole in one piece makes more of them than there were.
     if (left.length > to - from && this.#pieces.length >= this.#max) {
-      throw new VfioUserError(errno.ENOSPC, `DMA_UNMAP of ${range(iova, end)}: ${this.#max} mappings are there already`);
+      throw new VfioUserError(
+        errno.ENOSPC,
+        `DMA_UNMAP of ${range(iova, end)}: ${this.#max} mappings are there already`,
+      );
     }
     const gone = this.#pieces.splice(from, to - from, ...left);
     for (const p of left) p.file.pieces++;
