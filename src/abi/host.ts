@@ -156,11 +156,9 @@ export const nm_bdg_fwd = struct('nm_bdg_fwd', 8, {
   len: [4, 'u16'],
   /** Slots of the packet, in its first slot. */
   frags: [6, 'u8'],
-  /** Destination, in the packet's first slot: a port_id, DST_NONE or DST_FLOOD. */
-  dst: [7, 'u8'],
+  /** In the packet's first slot: 0, NS_NO_LEARN, or a flag of src/datapath/resolve.ts. */
+  flags: [7, 'u8'],
 });
-export const DST_NONE = NM_BDG_MAXPORTS;
-export const DST_FLOOD = 255;
 
 /** A sender's VirtIO network header, checked: private copy, one for each entry of `ft` (used in a packet's first). */
 export const vnet_ent = struct('vnet_ent', 16, { header: [0, 'bytes', 16] });
@@ -194,7 +192,7 @@ export const offload = struct('offload', 640, {
   hdr: [320, 'bytes', OFFLOAD_HDR_BYTES],
 });
 
-/** Slots taken before they are looked up and copied; the chain that starts last may run past it (docs/datapath.md). */
+/** Slots taken before they are forwarded; the chain that starts last may run past it (docs/datapath.md). */
 export const FT_GROUP = 64;
 
 /**

@@ -41,8 +41,6 @@ import { bump } from './private';
 
 /** Bytes of an Ethernet header. */
 const ETH_HLEN: u32 = 14;
-/** Where `ft` has a packet's flags: its VirtIO header is malformed. */
-export const MALFORMED: u32 = 0xff;
 /** Flags of a slot that need a closer look. */
 const NS_SLOW: u32 = NS_MOREFRAG | NS_INDIRECT | NS_BUF_CHANGED | NS_NO_LEARN;
 
@@ -101,7 +99,7 @@ function slotValid(w: u64, bufs: u32, bufSize: u32): bool {
   return bufValid(slotIdx(w), bufs) && slotLen(w) <= bufSize;
 }
 
-/** An entry of ft; where the destination will be are, for now, NS_NO_LEARN and MALFORMED. */
+/** An entry of ft; of the flags, NS_NO_LEARN is kept. */
 function storeFwd(ft: usize, src: usize, len: u32, frags: u32, flags: u32): void {
   const at = <u64>(len | (frags << 16) | ((flags & NS_NO_LEARN) << 24));
   store<u64>(ft, <u64>src | (at << 32), nm_bdg_fwd_src);
@@ -143,7 +141,7 @@ function scanPacket(kr: usize, ft: usize, j: u32, head: u32): u32 {
 }
 
 /**
- * Whether a packet has its Ethernet header where `resolve` looks for it: behind the sender's VirtIO header in the first
+ * Whether a packet has its Ethernet header where `destination` looks for it: behind the sender's VirtIO header in the first
  * slot or, if that holds the VirtIO header alone, in the second.
  */
 function hasEthernet(ft: usize, frags: u32, hdr: u32): bool {

@@ -5,9 +5,11 @@
  *
  * An entry is one u64: port_id + 1 in the low 16 bits, the address above, as it lies in a frame (src/abi/host.ts, hash_ent).
  */
-import { domain_ht, hash_ent_mac, hash_ent_size, NM_BDG_HASH, NS_NO_LEARN } from './layouts.generated';
+import { domain_ht, hash_ent_mac, hash_ent_size, NM_BDG_HASH, NM_BDG_MAXPORTS, NS_NO_LEARN } from './layouts.generated';
 import { loadFrame64 } from './peer';
 
+/** The least that `find` says of an address that no port has. */
+export const ALL_PORTS: u64 = NM_BDG_MAXPORTS;
 /** Bits of an entry that are not its address. */
 const PORT_MASK: u64 = 0xffff;
 const GROUP: u64 = 1 << (8 * hash_ent_mac);
@@ -35,7 +37,7 @@ export function learn(d: usize, me: u32, eth: usize, flags: u32): void {
   if (known != learned) store<u64>(ent, ((smac & GROUP) | (flags & NS_NO_LEARN)) == 0 ? learned : known, domain_ht);
 }
 
-/** The port_id a frame goes to; no such number if it goes to all (broadcast, multicast, unknown). */
+/** The port_id a frame goes to; ALL_PORTS or more: to all (broadcast, multicast, unknown). */
 export function find(d: usize, eth: usize): u64 {
   const dmac = loadFrame64(eth) << (8 * hash_ent_mac);
   // Of an entry with this address, the port is left. Group addresses are never learned, hence never found.

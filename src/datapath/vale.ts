@@ -1,8 +1,7 @@
 /**
- * VALE: forwarding between the ports of a switch (netmap_vale.c). In groups of FT_GROUP slots, three passes: `scan`
- * (scan.ts) takes each slot of the sender once and checks it, `resolve` (resolve.ts) learns and looks up, `deliver`
- * copies. Between them, what is known of the slots is in the domain's `ft`. Each is a short loop that keeps its state in
- * registers (docs/datapath.md).
+ * VALE: forwarding between the ports of a switch (netmap_vale.c). In groups of FT_GROUP slots, two passes: `scan`
+ * (scan.ts) takes each slot of the sender once and checks it, `forward` learns, looks up and copies. Between them, what is
+ * known of the slots is in the domain's `ft` (docs/datapath.md).
  *
  * Owner of everything here: the domain's datapath thread.
  */
@@ -11,7 +10,6 @@ import { copyFrame, copyLong, SHORT, storeVnetHdr, touch } from './copy';
 import { flowRing } from './flow';
 import { publish, rxsync } from './kring';
 import {
-  DST_NONE,
   domain_active,
   domain_dirty,
   domain_ft,
@@ -23,8 +21,10 @@ import {
   kring_buf_base,
   kring_buf_size,
   kring_bytes,
+  kring_copies,
   kring_dirty,
   kring_drop_full,
+  kring_drop_nodst,
   kring_drop_stopped,
   kring_hwcur,
   kring_hwtail,
@@ -38,13 +38,14 @@ import {
   kring_slots,
   kring_state,
   NS_RFRAGS_SHIFT,
-  nm_bdg_fwd_dst,
+  nm_bdg_fwd_flags,
   nm_bdg_fwd_frags,
   nm_bdg_fwd_len,
   nm_bdg_fwd_size,
   nm_bdg_fwd_src,
   port_num_rx_rings,
   port_num_tx_rings,
+  port_port_id,
   port_rx_rings,
   port_vnet_hdr_len,
 } from './layouts.generated';
@@ -52,11 +53,18 @@ import { deliverOffload } from './offload';
 import { loadVnet } from './offload-vnet';
 import { bufValid, loadSlot, slotAt, slotIdx, storeSlot } from './peer';
 import { at, bump, push } from './private';
-import { resolve } from './resolve';
+import { destination, FLOODED, MALFORMED, takeHeaders } from './resolve';
 import { scan } from './scan';
+import { ALL_PORTS, find, learn } from './table';
 
 /** Slots of a ring forwarded in a turn, before receivers and sender are told (netmap: 1024). */
 const BATCH: u32 = 512;
+
+/** Whether an entry of ft, read as one u64, is a packet of one slot without flags. */
+function isPlain(entry: u64): bool {
+  return entry >> (8 * nm_bdg_fwd_frags) == 1;
+}
+
 /**
  * Forwards slots of a tx ring from hwcur on, up to rhead or, of more, the first BATCH (and the rest of a chain), and tells
  * sender and receivers. Returns how many.
@@ -68,8 +76,7 @@ export function valeTxsync(d: usize, kr: usize): u32 {
   let done: u32 = 0;
   do {
     const next = scan(d, kr, j, head);
-    resolve(d, kr);
-    deliver(d, kr);
+    forward(d, kr);
     done += next >= j ? next - j : next + n - j;
     j = next;
   } while (j != head && done < BATCH);
@@ -81,36 +88,73 @@ export function valeTxsync(d: usize, kr: usize): u32 {
   return done;
 }
 
-/** Third pass: copies the packets of `ft` to their destinations, run by run of packets with the same one. */
-function deliver(d: usize, kr: usize): void {
+/** Second pass: learns where the packets of `ft` come from, and copies them to where they go. */
+function forward(d: usize, kr: usize): void {
   const port: usize = load<u32>(kr, kring_port);
+  const me = load<u32>(port, port_port_id);
   const hdr = load<u32>(port, port_vnet_hdr_len);
   const end = d + domain_ft + load<u32>(d, domain_num_ft) * nm_bdg_fwd_size;
-  let ft = d + domain_ft;
-  while (ft != end) {
-    const dst = load<u8>(ft, nm_bdg_fwd_dst);
-    if (dst < DST_NONE) {
-      const to = at(d + domain_ports, dst);
-      const rings = load<u32>(to, port_num_rx_rings);
-      if (rings == 1 || load<u32>(port, port_num_tx_rings) != 1) {
-        ft = deliverTo(d, to, load<u32>(kr, kring_ring_id), ft, end, hdr);
-      } else {
-        // A sender that cannot say by its ring: the flow says.
-        const next = ft + <u32>load<u8>(ft, nm_bdg_fwd_frags) * nm_bdg_fwd_size;
-        ft = deliverTo(d, to, packetRing(ft, hdr, rings), ft, next, hdr);
-      }
+  if (hdr != 0) takeHeaders(d, kr, end, hdr);
+  let packets: u32 = 0;
+  let copies: u32 = 0;
+  let noDst: u32 = 0;
+  for (let ft = d + domain_ft; ft != end; ) {
+    const next = ft + <u32>load<u8>(ft, nm_bdg_fwd_frags) * nm_bdg_fwd_size;
+    if (load<u8>(ft, nm_bdg_fwd_flags) == MALFORMED) {
+      ft = next;
       continue;
     }
-    const run = ft;
-    ft = runEnd(ft, end);
-    if (dst == DST_NONE) continue;
-    // Floods go to ring 0 of everyone else, as in netmap.
-    const active = load<u32>(d, domain_num_active);
-    for (let i: u32 = 0; i < active; i++) {
-      const to = at(d + domain_active, i);
-      if (to != port) deliverTo(d, to, 0, run, ft, hdr);
+    const dst = destination(d, me, ft, hdr);
+    packets++;
+    if (dst == me) {
+      noDst++;
+      ft = next;
+      continue;
     }
+    const known = dst < ALL_PORTS;
+    ft = known ? deliver(d, kr, me, dst, ft, end, hdr) : flood(d, port, me, ft, end, hdr);
+    // What went with it are packets of one slot.
+    const more = <u32>(ft - next) / nm_bdg_fwd_size;
+    packets += more;
+    copies += (more + 1) * (known ? 1 : load<u32>(d, domain_num_active) - 1);
   }
+  bump(kr + kring_packets, packets);
+  bump(kr + kring_copies, copies);
+  if (noDst != 0) bump(kr + kring_drop_nodst, noDst);
+}
+
+/**
+ * Delivers the packet at ft, and plain ones that follow it and go to all ports too, to ring 0 of everyone else, as netmap
+ * does. Returns the entry after them.
+ */
+function flood(d: usize, port: usize, me: u32, ft: usize, end: usize, hdr: u32): usize {
+  let next = ft + <u32>load<u8>(ft, nm_bdg_fwd_frags) * nm_bdg_fwd_size;
+  while (next != end && isPlain(load<u64>(next, nm_bdg_fwd_src)) && destination(d, me, next, hdr) >= ALL_PORTS) {
+    store<u8>(next, FLOODED, nm_bdg_fwd_flags);
+    next += nm_bdg_fwd_size;
+  }
+  const active = load<u32>(d, domain_num_active);
+  for (let i: u32 = 0; i < active; i++) {
+    const to = at(d + domain_active, i);
+    if (to == port) continue;
+    for (let left = ft; left != next; ) left = deliverTo(d, to, 0, 0, 0, left, next, hdr);
+  }
+  return next;
+}
+
+/**
+ * Delivers the packet at ft to port dst, and what follows it there as far as that is plain packets for the same port.
+ * Returns the entry after them.
+ */
+function deliver(d: usize, kr: usize, me: u32, dst: u64, ft: usize, end: usize, hdr: u32): usize {
+  const to = at(d + domain_ports, <u32>dst);
+  const rings = load<u32>(to, port_num_rx_rings);
+  if (rings == 1 || load<u32>(load<u32>(kr, kring_port), port_num_tx_rings) != 1) {
+    return deliverTo(d, to, load<u32>(kr, kring_ring_id), me, dst, ft, end, hdr);
+  }
+  // A sender that cannot say by its ring: the flow says.
+  const next = ft + <u32>load<u8>(ft, nm_bdg_fwd_frags) * nm_bdg_fwd_size;
+  return deliverTo(d, to, packetRing(ft, hdr, rings), me, dst, ft, next, hdr);
 }
 
 /** The ring of a receiver with several that a packet's flow goes to. */
@@ -121,32 +165,57 @@ function packetRing(ft: usize, hdr: u32, rings: u32): u32 {
   return flowRing(load<u32>(second, nm_bdg_fwd_src), load<u16>(second, nm_bdg_fwd_len), rings);
 }
 
-/** End of the run of packets with the same destination that begins at ft. */
-function runEnd(ft: usize, end: usize): usize {
-  const dst = load<u8>(ft, nm_bdg_fwd_dst);
-  do ft += <u32>load<u8>(ft, nm_bdg_fwd_frags) * nm_bdg_fwd_size;
-  while (ft != end && load<u8>(ft, nm_bdg_fwd_dst) == dst);
-  return ft;
-}
-
 /**
- * Delivers the run of packets that begins at ft to one port, to the ring of that number, modulo the port's rx rings.
- * Returns the end of the run.
+ * Delivers the packet at ft, and what follows it, to the ring of that number of a port, modulo the port's rx rings, or counts
+ * there why not (R10). Returns the entry after what was taken.
  */
-function deliverTo(d: usize, port: usize, ring: u32, ft: usize, end: usize, hdr: u32): usize {
+function deliverTo(d: usize, port: usize, ring: u32, me: u32, dst: u64, ft: usize, end: usize, hdr: u32): usize {
   const rings = load<u32>(port, port_num_rx_rings);
   const kr = at(port + port_rx_rings, ring < rings ? ring : ring % rings);
+  const frags: u32 = load<u8>(ft, nm_bdg_fwd_frags);
+  const next = ft + frags * nm_bdg_fwd_size;
   if (load<u32>(kr, kring_state) != KRING_RUNNING) {
-    const stop = runEnd(ft, end);
-    for (; ft != stop; ft += <u32>load<u8>(ft, nm_bdg_fwd_frags) * nm_bdg_fwd_size) bump(kr + kring_drop_stopped, 1);
-    return stop;
+    bump(kr + kring_drop_stopped, 1);
+    return next;
   }
   if (load<u32>(kr, kring_dirty) == 0) {
     store<u32>(kr, 1, kring_dirty);
     push(d + domain_num_dirty, d + domain_dirty, kr);
     rxsync(kr);
   }
-  return deliverRun(d, kr, ft, end, hdr, load<u32>(port, port_vnet_hdr_len));
+  const n = load<u32>(kr, kring_num_slots);
+  const tail = load<u32>(kr, kring_hwtail);
+  const space = rxSpace(load<u32>(kr, kring_hwcur), tail, n);
+  const dstHdr = load<u32>(port, port_vnet_hdr_len);
+  let used: u32 = 0;
+  if (hdr != dstHdr) {
+    used = deliverOffload(d, kr, ft, tail, space, hdr, dstHdr);
+  } else if (frags > space) {
+    bump(kr + kring_drop_full, 1);
+  } else {
+    if (frags == 1) {
+      // As far as there is room and the ring does not wrap.
+      const room = min(min(space, n - tail), <u32>(end - ft) / nm_bdg_fwd_size);
+      const behind = copyRun(
+        d,
+        kr,
+        me,
+        dst,
+        ft,
+        ft + room * nm_bdg_fwd_size,
+        slotAt(load<u32>(kr, kring_ring), tail),
+        hdr,
+      );
+      const copied = <u32>(behind - ft) / nm_bdg_fwd_size;
+      if (copied != 0) {
+        store<u32>(kr, tail + copied == n ? 0 : tail + copied, kring_hwtail);
+        return behind;
+      }
+    }
+    used = deliverChain(d, kr, ft, frags, tail, hdr);
+  }
+  store<u32>(kr, tail + used >= n ? tail + used - n : tail + used, kring_hwtail);
+  return next;
 }
 
 /** Free slots of an rx ring: the host owns hwtail .. hwcur - 1, one of which stays empty. */
@@ -155,54 +224,11 @@ function rxSpace(hwcur: u32, hwtail: u32, n: u32): u32 {
 }
 
 /**
- * Copies the run of packets that begins at ft into an rx ring, in order. Each is delivered whole or counted as dropped
- * here (R10). Returns the end of the run.
- * @param hdr, dstHdr bytes of the sender's and the receiver's VirtIO header
+ * Copies the packet of one slot at ft, and what follows it as far as that is plain packets for dst, to the slots from `slot`
+ * on, and counts them. Returns the first entry that is no such packet, or whose slot or buffer at the receiver will not do,
+ * or `end`.
  */
-function deliverRun(d: usize, kr: usize, ft: usize, end: usize, hdr: u32, dstHdr: u32): usize {
-  const ring: usize = load<u32>(kr, kring_ring);
-  const n = load<u32>(kr, kring_num_slots);
-  const dst = load<u8>(ft, nm_bdg_fwd_dst);
-  // frags and dst of a packet that needs nothing special, as one number; none is, if headers have to be converted.
-  const plain: u32 = hdr == dstHdr ? 1 | ((<u32>dst) << 8) : 0;
-  let tail = load<u32>(kr, kring_hwtail);
-  let space = rxSpace(load<u32>(kr, kring_hwcur), tail, n);
-  let full: u32 = 0;
-  do {
-    // Plain packets, as far as there is room and the ring does not wrap.
-    const room = min(min(space, n - tail), <u32>(end - ft) / nm_bdg_fwd_size);
-    const next = copyRun(d, kr, ft, ft + room * nm_bdg_fwd_size, slotAt(ring, tail), plain, hdr);
-    const done = <u32>(next - ft) / nm_bdg_fwd_size;
-    ft = next;
-    space -= done;
-    tail = tail + done == n ? 0 : tail + done;
-    if (ft == end || load<u8>(ft, nm_bdg_fwd_dst) != dst) break;
-    const frags: u32 = load<u8>(ft, nm_bdg_fwd_frags);
-    if (hdr != dstHdr) {
-      const used = deliverOffload(d, kr, ft, tail, space, hdr, dstHdr);
-      tail = tail + used >= n ? tail + used - n : tail + used;
-      space -= used;
-    } else if (frags > space) {
-      full++;
-    } else if (done < room || load<u16>(ft, nm_bdg_fwd_frags) != plain) {
-      const used = deliverChain(d, kr, ft, frags, tail, hdr);
-      tail = tail + used >= n ? tail + used - n : tail + used;
-      space -= used;
-    } else {
-      continue;
-    }
-    ft += frags * nm_bdg_fwd_size;
-  } while (ft != end && load<u8>(ft, nm_bdg_fwd_dst) == dst);
-  store<u32>(kr, tail, kring_hwtail);
-  if (full != 0) bump(kr + kring_drop_full, full);
-  return ft;
-}
-
-/**
- * Copies plain packets to the slots from `slot` on, and counts them. Returns the first entry of ft that is not one, or
- * whose slot or buffer at the receiver will not do, or `end`.
- */
-function copyRun(d: usize, kr: usize, ft: usize, end: usize, slot: usize, plain: u32, hdr: u32): usize {
+function copyRun(d: usize, kr: usize, me: u32, dst: u64, ft: usize, end: usize, slot: usize, hdr: u32): usize {
   const base: usize = load<u32>(kr, kring_buf_base);
   const bufSize = load<u32>(kr, kring_buf_size);
   const bufs = load<u32>(kr, kring_num_bufs);
@@ -211,8 +237,7 @@ function copyRun(d: usize, kr: usize, ft: usize, end: usize, slot: usize, plain:
   // A slot is as large as two entries: one variable less in the loop.
   const ofs = slot - 2 * ft;
   let bytes: u32 = 0;
-  for (; ft != end; ft += nm_bdg_fwd_size) {
-    if (<u32>load<u16>(ft, nm_bdg_fwd_frags) != plain) break;
+  for (;;) {
     const to = ofs + 2 * ft;
     const idx = slotIdx(loadSlot(to));
     const len: u32 = load<u16>(ft, nm_bdg_fwd_len);
@@ -229,6 +254,13 @@ function copyRun(d: usize, kr: usize, ft: usize, end: usize, slot: usize, plain:
     if (hdr != 0) storeVnetHdr(buf, loadVnet(d, ft), hdr);
     storeSlot(to, len, 1 << NS_RFRAGS_SHIFT);
     bytes += len;
+    ft += nm_bdg_fwd_size;
+    if (ft == end) break;
+    const entry = load<u64>(ft, nm_bdg_fwd_src);
+    if (isPlain(entry)) {
+      learn(d, me, <u32>entry + hdr, 0);
+      if (find(d, <u32>entry + hdr) != dst) break;
+    } else if (load<u8>(ft, nm_bdg_fwd_flags) != FLOODED) break;
   }
   const packets = <u32>(ft - first) / nm_bdg_fwd_size;
   bump(kr + kring_packets, packets);
