@@ -120,11 +120,20 @@ function openSockets<T>(
   make: Make<T>,
   removal: () => string | undefined = () => undefined,
 ): Promise<T> {
+  // A descriptor belongs to its connection once there is one; until then it is closed here.
+  let unused = typeof ptnet === 'number' ? ptnet : -1;
   const devices = {
     memdev: () => connectVfioUserPci(memdev, `memdev of ${name}`),
-    ptnet: async () => Object.assign(await connectVfioUserPci(ptnet, `ptnet device of ${name}`), { removal }),
+    ptnet: async () => {
+      unused = -1;
+      return Object.assign(await connectVfioUserPci(ptnet, `ptnet device of ${name}`), { removal });
+    },
   };
-  return open(name, devices, vnetHdr, release, make);
+  const releaseAll = (): void => {
+    closeFd(unused);
+    release();
+  };
+  return open(name, devices, vnetHdr, releaseAll, make);
 }
 
 /** Opens a device on this machine's own PCI bus, and the memdev of its region. */

@@ -116,8 +116,10 @@ export class PtnetDriver {
       throw hostError(`says ${txRings} tx and ${rxRings} rx rings, 1 to ${PTNET_MAX_RINGS} in all are possible`);
     }
     const csb = await allocCsb(pci, memdev);
-    const eventfds: [number, number] = [eventfd(), eventfd()];
+    const eventfds: [number, number] = [-1, -1];
     try {
+      eventfds[0] = eventfd();
+      eventfds[1] = eventfd();
       const vectors = await pci.msixCount();
       if (vectors < rings) throw hostError(`gives ${vectors} MSI-X vectors for ${rings} rings (${pci.what})`);
       await pci.msixEnable(Array.from({ length: rings }, (_, i) => eventfds[i < txRings ? 0 : 1]!));

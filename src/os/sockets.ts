@@ -114,6 +114,8 @@ export class MessageSocket {
   readonly #iov = scratch(16);
   readonly #control: ReturnType<typeof scratch>;
   readonly #maxFds: number;
+  /** What the kernel has the address of: nothing else may refer to it any more during the call (see `scratch`). */
+  readonly #held: Uint8Array[] = [];
 
   /** @param maxFds most descriptors accepted in one receive; more set `truncated` */
   constructor(fd: number, maxFds = 16) {
@@ -187,6 +189,7 @@ export class MessageSocket {
   }
 
   #setIov(bytes: Uint8Array): void {
+    this.#held[0] = bytes;
     this.#iov.view.setBigUint64(0, BigInt(bytes.length === 0 ? 0 : addressOf(bytes)), true);
     this.#iov.view.setBigUint64(8, BigInt(bytes.length), true);
   }

@@ -4,7 +4,7 @@
  */
 import { closeSync, openSync } from 'node:fs';
 import { errno, SysError } from './errno.ts';
-import { addressOf, check, libc, scratch } from './libc.ts';
+import { check, libc, scratch } from './libc.ts';
 
 /** _IO(';', 100 + n) */
 const request = (n: number): number => 0x3b64 + n;
@@ -73,8 +73,10 @@ export class VfioDevice {
       container.view.setInt32(0, this.#container, true);
       this.#ioctl(groupFd, VFIO_GROUP_SET_CONTAINER, container.address, 'VFIO_GROUP_SET_CONTAINER');
       this.#ioctl(this.#container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU, 'VFIO_SET_IOMMU');
-      const name = new TextEncoder().encode(`${address}\0`);
-      this.fd = this.#ioctl(groupFd, VFIO_GROUP_GET_DEVICE_FD, addressOf(name), 'VFIO_GROUP_GET_DEVICE_FD');
+      const bytes = new TextEncoder().encode(`${address}\0`);
+      const name = scratch(bytes.length);
+      name.u8.set(bytes);
+      this.fd = this.#ioctl(groupFd, VFIO_GROUP_GET_DEVICE_FD, name.address, 'VFIO_GROUP_GET_DEVICE_FD');
     } catch (e) {
       if (groupFd >= 0) closeSync(groupFd);
       closeSync(this.#container);

@@ -20,7 +20,7 @@ import {
 } from '../../../src/api/index.ts';
 import { defaultConfig } from '../../../src/host/config.ts';
 import { type Daemon, startDaemon } from '../../../src/host/daemon.ts';
-import { acceptUnix, closeFd, listenUnix, MessageSocket } from '../../../src/os/index.ts';
+import { acceptUnix, closeFd, listenUnix, MessageSocket, socketPair } from '../../../src/os/index.ts';
 
 let dir: string;
 let runDir: string;
@@ -95,6 +95,17 @@ test('openDevice drives the devices of a VM', async () => {
   const port = await openDevice(memdev!, ptnet!);
   assert.equal(port.txRings[0]!.space(), 1023);
   await port.close();
+});
+
+test('openDevice takes over both descriptors, also when the first device is gone already', async () => {
+  const count = readdirSync('/proc/self/fd').length;
+  const [memdev, memdevPeer] = socketPair();
+  const [ptnet, ptnetPeer] = socketPair();
+  closeFd(memdevPeer);
+  await assert.rejects(openDevice(memdev, ptnet), { errno: 104 });
+  assert.equal(new MessageSocket(ptnetPeer).receive(new Uint8Array(1)).ended, true);
+  closeFd(ptnetPeer);
+  assert.equal(readdirSync('/proc/self/fd').length, count);
 });
 
 test('opening and closing leaves no descriptor and no address space behind', async () => {
