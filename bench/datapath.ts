@@ -19,11 +19,19 @@ export const BATCHES = [1, 16, 256, 1024, 4096];
  * @param addresses source and destination addresses in turn
  * @param batch packets per turn of `serve`
  * @param ms how long; the module gets a tenth of it before, to be compiled
+ * @param hugePages whether the regions lie on huge pages, if there are enough
  */
-export function measureDatapath(size: number, addresses: number, slots: number, batch: number, ms: number): number {
+export function measureDatapath(
+  size: number,
+  addresses: number,
+  slots: number,
+  batch: number,
+  ms: number,
+  hugePages = false,
+): number {
   const rig = new Rig();
-  const a = rig.addPort({ txSlots: slots, rxSlots: slots });
-  const b = rig.addPort({ txSlots: slots, rxSlots: slots });
+  const a = rig.addPort({ txSlots: slots, rxSlots: slots, hugePages });
+  const b = rig.addPort({ txSlots: slots, rxSlots: slots, hugePages });
   const tx = a.tx[0]!;
   const rx = b.rx[0]!;
   for (let i = 0; i < addresses; i++) {
@@ -47,7 +55,7 @@ export function measureDatapath(size: number, addresses: number, slots: number, 
  * Millions of packets per second through a pipe in one region.
  * @param batch packets per turn @param ms how long
  */
-export function measurePipe(size: number, slots: number, batch: number, ms: number): number {
+export function measurePipe(size: number, slots: number, batch: number, ms: number, hugePages = false): number {
   const arena = Arena.create();
   const space = new ArenaSpace(arena, 4096);
   const { m } = arena;
@@ -55,7 +63,7 @@ export function measurePipe(size: number, slots: number, batch: number, ms: numb
   const domain = space.alloc(domainStruct.size);
   arena.mapAnonymous(domain, domainStruct.size);
   dp.pipeInit(domain);
-  const sizes = { interfaces: 2, rings: 4, slots, buffers: 4 * slots, bufSize: 2048 };
+  const sizes = { interfaces: 2, rings: 4, slots, buffers: 4 * slots, bufSize: 2048, hugePages };
   const region = new Region({ name: 'pipe', ...sizes }, 1);
   const shape = { txRings: 1, rxRings: 1, txSlots: slots, rxSlots: slots };
   const [a, b] = createPipe(space, region, ['p{', 'p}'], shape).ports.map((port) => {

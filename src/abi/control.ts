@@ -154,6 +154,9 @@ export interface RegionStatus {
   readonly name: string;
   readonly memId: number;
   readonly bytes: number;
+  /** Bytes of a page that it lies on, and why it is not a huge one though it was to be. */
+  readonly pageBytes: number;
+  readonly because?: string;
   readonly buffers: number;
   readonly freeBuffers: number;
   readonly rings: number;

@@ -2,13 +2,10 @@
  * Mapping a client's CSB pages into the arena. The pages lie in the client's own memory, known from DMA_MAP; they are
  * mapped on their own, so that they outlive the remaps of a booting guest (docs/abi.md 4.7). Rule R1.
  */
-import { statfsSync } from 'node:fs';
 import { CSB_PAGE_SIZE } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
-import { errno, F_SEAL_SHRINK, fileSize, getSeals, SysError } from '../os/index.ts';
+import { errno, F_SEAL_SHRINK, fileSize, getSeals, pageBytesOf, SysError } from '../os/index.ts';
 import type { DmaTable } from '../vfio-user/index.ts';
-
-const HUGETLBFS_MAGIC = 0x958458f6;
 
 /** Why a CSB page cannot be used; `errno` is what PTCTL then reads. */
 export class CsbError extends Error {
@@ -49,7 +46,7 @@ export function mapCsbPage(
         'memory in the configuration (trustUnsealedMemory)',
     );
   }
-  const pageBytes = hugePageBytes(fd) ?? CSB_PAGE_SIZE;
+  const pageBytes = pageBytesOf(fd);
   if (pageBytes > windowBytes) {
     throw new CsbError(
       errno.EINVAL,
@@ -70,10 +67,4 @@ export function mapCsbPage(
     throw e;
   }
   return window + (fileOfs - start);
-}
-
-/** Bytes of a huge page if the file lies on those. */
-function hugePageBytes(fd: number): number | undefined {
-  const { type, bsize } = statfsSync(`/proc/self/fd/${fd}`);
-  return type === HUGETLBFS_MAGIC ? bsize : undefined;
 }

@@ -50,9 +50,10 @@ export class MemdevDevice extends PciDevice {
     this.regions = {
       [PTNETMAP_IO_PCI_BAR]: { size: PTNETMAP_MDEV_IO_SIZE, flags: readWrite },
       [PTNETMAP_MEM_PCI_BAR]: {
-        size: layout.fileSize,
+        size: layout.barSize,
         flags: readWrite | VFIO_REGION_INFO_FLAG_MMAP,
         fd,
+        mmapBytes: layout.fileSize,
       },
     };
     const { ifPool, ringPool, bufPool } = layout;

@@ -25,6 +25,8 @@ export interface PciRegion {
   readonly flags: number;
   /** Descriptor to map; stays the device's. */
   readonly fd?: number;
+  /** Bytes from its start on that can be mapped; what is behind them reads as 0. Default: all. */
+  readonly mmapBytes?: number;
 }
 
 export interface PciIdentity {
@@ -83,7 +85,7 @@ export abstract class PciDevice implements VfioUserDevice {
   /** The regions that exist, BARs by index. */
   protected abstract readonly regions: Readonly<Record<number, PciRegion>>;
 
-  regionInfo(index: number): { size: number; flags: number; fd?: number } {
+  regionInfo(index: number): PciRegion {
     if (index === VFIO_PCI_CONFIG_REGION_INDEX) return { size: PCI.CONFIG_SIZE, flags: READ_WRITE };
     return this.regions[index] ?? { size: 0, flags: 0 };
   }

@@ -12,8 +12,8 @@ import {
   PTNETMAP_PCI_VENDOR_ID,
 } from '../abi/index.ts';
 import type { Pool } from '../memory/index.ts';
-import { Arena, ArenaSpace, pageRound } from '../memory/index.ts';
-import { errno, SysError } from '../os/index.ts';
+import { Arena, ArenaSpace } from '../memory/index.ts';
+import { errno, pageBytesOf, SysError } from '../os/index.ts';
 import type { PciDevice } from './pci.ts';
 
 let space: ArenaSpace | undefined;
@@ -89,12 +89,14 @@ export class Memdev {
       );
     }
     const bar = await pci.memoryBar();
-    if (bar.bytes < pageRound(bytes)) {
+    const page = pageBytesOf(bar.fd);
+    const mapped = Math.ceil(bytes / page) * page;
+    if (bar.bytes < mapped) {
       throw hostError(`gives ${bar.bytes} bytes of a region that has ${bytes} (${pci.what})`);
     }
-    const region = at.alloc(bytes);
+    const region = at.alloc(mapped, page);
     try {
-      at.arena.mapFile(region, pageRound(bytes), bar.fd, bar.ofs);
+      at.arena.mapFile(region, mapped, bar.fd, bar.ofs);
     } catch (e) {
       at.free(region);
       throw e;

@@ -28,6 +28,8 @@ export interface PortDefaults {
   readonly bufSize: number;
   /** Grant the VirtIO network header to clients that ask for it (docs/interface.md). */
   readonly vnetHdr: boolean;
+  /** Put what is made for them on huge pages, if there are enough (docs/memory.md). */
+  readonly hugePages: boolean;
 }
 
 export interface VmConfig {
@@ -39,15 +41,18 @@ export interface VmConfig {
   readonly bar64?: boolean | undefined;
   /** In place of `ports.vnetHdr`. */
   readonly vnetHdr?: boolean | undefined;
+  /** In place of `ports.hugePages`, for the VM's own region. */
+  readonly hugePages?: boolean | undefined;
 }
 
-/** Sizes of a region: netmap_if objects, rings, slots of the longest ring, buffers, bytes of a buffer. */
+/** Sizes of a region: netmap_if objects, rings, slots of the longest ring, buffers, bytes of a buffer; what it lies on. */
 export interface RegionDefaults {
   readonly interfaces?: number;
   readonly rings?: number;
   readonly slots?: number;
   readonly buffers?: number;
   readonly bufSize?: number;
+  readonly hugePages?: boolean;
 }
 
 /** What may be done with the host's interfaces (docs/nics.md). */
@@ -157,6 +162,7 @@ const portDefaults = mapping({
     .multipleOf(64, { error: bufSizeText })
     .default(2048),
   vnetHdr: flag.default(true),
+  hugePages: flag.default(false),
 });
 
 const region = mapping({
@@ -170,6 +176,7 @@ const region = mapping({
     .max(65472, { error: bufSizeText })
     .multipleOf(64, { error: bufSizeText })
     .optional(),
+  hugePages: flag.optional(),
 }).transform(
   // Keys that are absent, not undefined: the sizes are laid over computed ones.
   (sizes): RegionDefaults => Object.fromEntries(Object.entries(sizes).filter(([, given]) => given !== undefined)),
@@ -180,6 +187,7 @@ const vm = mapping({
   trustUnsealedMemory: flag.default(false),
   bar64: flag.optional(),
   vnetHdr: flag.optional(),
+  hugePages: flag.optional(),
 });
 
 const interfaces = mapping({

@@ -11,7 +11,6 @@ import type {
   VmStatus,
 } from '../abi/index.ts';
 import type { KloopEvent } from '../kloop/index.ts';
-import { regionLayout } from '../memory/index.ts';
 import { closeFd, errno, exitNow, type PeerCredentials, socketPair, SysError } from '../os/index.ts';
 import { type PortName, parsePortName, parseRingConfig, pipeNeeds, portNeeds } from '../ports/index.ts';
 import { DMA_MAPS_MAX } from '../vfio-user/index.ts';
@@ -25,7 +24,7 @@ import { regionSizes } from './region-sizes.ts';
 import { isMonitor } from './monitors.ts';
 import { NicOffloads } from './nic-offloads.ts';
 import { hostRingsName, parseInterface } from './nics.ts';
-import { isOwn, type RegionSizes } from './regions.ts';
+import { isOwn, regionBytes, type RegionSizes } from './regions.ts';
 import { RunDir } from './run-dir.ts';
 import { configuredShape, shapeOf } from './shape.ts';
 import { daemonStatus } from './status.ts';
@@ -130,7 +129,7 @@ export class Daemon {
     const parsed = vm.ports.map((port) => parsePortName(port));
     const regions = new Set(parsed.map((port) => port.memId));
     const sockets = this.#runDir.vmSockets(name, regions.size, vm.ports.length);
-    const { bufSize, vnetHdr } = this.config.ports;
+    const { bufSize, vnetHdr, hugePages } = this.config.ports;
     const uids = [process.getuid!(), 0];
     const group = await this.#switchboard.open(
       { vm: name },
@@ -144,7 +143,8 @@ export class Daemon {
       })),
       {
         trustUnsealedMemory: vm.trustUnsealedMemory,
-        hugePages: true,
+        clientHugePages: true,
+        hugePages: vm.hugePages ?? hugePages,
         vnetHdr: vm.vnetHdr ?? vnetHdr,
         bar64: vm.bar64 ?? true,
         maxDmaMaps: DMA_MAPS_MAX,
@@ -265,7 +265,7 @@ export class Daemon {
   async #open(name: string, options: OpenOptions, peer: PeerCredentials): Promise<ControlAnswer> {
     if (typeof name !== 'string') throw new SysError('open: "port" has to be a name', errno.EINVAL);
     const parsed = parsePortName(name);
-    const { bufSize, vnetHdr, ...asked } = shapeOf(this.config.ports, options, parsed.conf);
+    const { bufSize, vnetHdr, hugePages, ...asked } = shapeOf(this.config.ports, options, parsed.conf);
     const named = hostRingsName(parsed);
     const { regionId, ...plan } = this.#switchboard.plan(named, asked, bufSize);
     const { extraBufs = 0 } = options;
@@ -277,7 +277,7 @@ export class Daemon {
     }
     const needs = parsed.kind === 'pipe' && !isMonitor(parsed) ? pipeNeeds(plan.config) : portNeeds(plan.config);
     const buffers = needs.buffers + extraBufs;
-    const alone = { interfaces: needs.rings, ...needs, buffers, bufSize: plan.bufSize };
+    const alone = { interfaces: needs.rings, ...needs, buffers, bufSize: plan.bufSize, hugePages };
     // Counted from now on, so that many requests at a time get no more than one after the other.
     const opened = this.#checkAccess(named, peer, regionId, alone);
     this.#opened.add(opened);
@@ -302,7 +302,8 @@ export class Daemon {
         [{ name, config: asked, extraBufs, endpoint: { fd: ptnet } }],
         {
           trustUnsealedMemory: false,
-          hugePages: false,
+          clientHugePages: false,
+          hugePages,
           vnetHdr,
           bar64: true,
           maxDmaMaps: LOCAL_DMA_MAPS,
@@ -374,7 +375,7 @@ export class Daemon {
     const named = memId === undefined ? undefined : [...this.#switchboard.regions].find(({ id }) => id === memId);
     const own = memId !== undefined && (named === undefined || isOwn(named, { pid, uid })) ? memId : undefined;
     const sizes = own === undefined ? alone : regionSizes(this.config, own);
-    const bytes = regionLayout({ name, ...sizes }).fileSize;
+    const bytes = regionBytes(sizes);
     const used = mine.reduce((sum, o, i) => {
       const counted = o.own !== undefined && (o.own === own || mine.findIndex((p) => p.own === o.own) < i);
       return counted ? sum : sum + o.bytes;
@@ -397,14 +398,15 @@ export class Daemon {
     }
     const owner = { pid: peer.pid, uid: peer.uid };
     const done = { ok: true, op: 'vale-ctl' } as const;
-    const { bufSize: nicBufSize, ...nicConfig } = shapeOf(this.config.ports, {});
-    const nic = { owner, config: nicConfig, bufSize: nicBufSize, host: false };
+    const { bufSize: nicBufSize, hugePages, ...nicConfig } = shapeOf(this.config.ports, {});
+    const nic = { owner, config: nicConfig, bufSize: nicBufSize, hugePages, host: false };
     switch (letter) {
       case 'n': {
         const { name, memId } = command;
         const asked = command.config === undefined ? {} : parseRingConfig(command.config);
         const { bufSize, ...config } = shapeOf(this.config.ports, asked);
-        return { ...done, info: await this.#switchboard.valeCtl((c) => c.newIf(name, config, bufSize, memId, owner)) };
+        const own = { bufSize, hugePages };
+        return { ...done, info: await this.#switchboard.valeCtl((c) => c.newIf(name, config, own, memId, owner)) };
       }
       case 'r':
         await this.#switchboard.valeCtl((c) => c.delIf(command.name));

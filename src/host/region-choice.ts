@@ -2,12 +2,12 @@
  * In which region an open lies, and whether its owner may use that (R21; docs/memory.md): what the name says, or where the
  * port is already. Control thread.
  */
-import { errno, SysError } from '../os/index.ts';
+import { errno, PAGE_SIZE, SysError } from '../os/index.ts';
 import type { PortName } from '../ports/index.ts';
 import { isMonitor, isZeroCopyMonitor } from './monitors.ts';
 import { ownerText } from './opens.ts';
 import type { PortTable } from './port-table.ts';
-import { isOwn, isOwner, type PortOwner, type Regions, type SharedRegion } from './regions.ts';
+import { isOwn, isOwner, mayHaveHugePages, type PortOwner, type Regions, type SharedRegion } from './regions.ts';
 
 /** What an owner may use of others', and what he asked for. */
 export interface RegionRights {
@@ -97,6 +97,12 @@ export class RegionChoice {
 
   #usable(name: PortName, region: SharedRegion, owner: PortOwner, rights: RegionRights): SharedRegion {
     const { id } = region;
+    if (region.region.layout.pageBytes > PAGE_SIZE && !mayHaveHugePages(owner)) {
+      throw new SysError(
+        `open ${name.text}: its memory lies on huge pages (region ${region.region.name}), which only VMs, root and the daemon's user get`,
+        errno.EPERM,
+      );
+    }
     if (isOwn(region, owner) || (id !== undefined && rights.mayUse(id))) {
       const { objsz } = region.region.layout.bufPool;
       if (rights.bufSize === undefined || rights.bufSize === objsz) return region;

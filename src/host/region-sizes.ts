@@ -28,6 +28,7 @@ export function regionSizes(config: DaemonConfig, id: string): RegionSizes {
     slots: NM_BRIDGE_MAXSLOTS,
     buffers: all.reduce((sum, n) => sum + n.buffers, 0) + ROOM.buffers,
     bufSize: config.ports.bufSize,
+    hugePages: config.ports.hugePages,
     ...config.regions[id],
   };
 }

@@ -3,13 +3,19 @@
  * shows it. Control thread.
  */
 import type { RegionConfig } from '../memory/index.ts';
-import { Region } from '../memory/index.ts';
+import { Region, regionLayout } from '../memory/index.ts';
 import { errno, SysError } from '../os/index.ts';
 
 export type PortOwner = { readonly vm: string } | { readonly pid: number; readonly uid: number };
 
-/** Sizes of a region. */
+/** Sizes of a region, and what it is to lie on. */
 export type RegionSizes = Omit<RegionConfig, 'name'>;
+
+/** Bytes that a region may become, whether it gets huge pages or not. */
+export function regionBytes(sizes: RegionSizes): number {
+  const on = (hugePages: boolean): number => regionLayout({ name: '', ...sizes, hugePages }).fileSize;
+  return Math.max(on(false), on(sizes.hugePages === true));
+}
 
 export interface SharedRegion {
   readonly region: Region;
@@ -24,10 +30,12 @@ export interface SharedRegion {
 export class Regions {
   readonly #byMemId = new Map<number, SharedRegion>();
   readonly #sizesOf: (id: string) => RegionSizes;
+  readonly #log: (level: 'warn', message: string) => void;
 
-  /** @param sizesOf sizes of the region of an @ID */
-  constructor(sizesOf: (id: string) => RegionSizes) {
+  /** @param sizesOf sizes of the region of an @ID @param log what is not as it was to be */
+  constructor(sizesOf: (id: string) => RegionSizes, log: (level: 'warn', message: string) => void) {
     this.#sizesOf = sizesOf;
+    this.#log = log;
   }
 
   get all(): Iterable<SharedRegion> {
@@ -36,7 +44,11 @@ export class Regions {
 
   /** Makes a region. `use` it, or it stays for ever. */
   create(name: string, sizes: RegionSizes, owner: PortOwner, id?: string): SharedRegion {
-    const region = new Region({ name, ...sizes }, this.#freeMemId(id));
+    const hugePages = sizes.hugePages === true && mayHaveHugePages(owner);
+    const region = new Region({ name, ...sizes, hugePages }, this.#freeMemId(id));
+    if (region.because !== undefined) {
+      this.#log('warn', `region ${name} lies on ordinary pages, not on huge ones: ${region.because}`);
+    }
     const shared: SharedRegion = { region, owner, id, users: 0 };
     this.#byMemId.set(region.memId, shared);
     return shared;
@@ -74,6 +86,14 @@ export class Regions {
     for (let n = 65535; n > 0; n--) if (!this.#byMemId.has(n)) return n;
     throw new SysError('open: no free memory identifier', errno.ENOSPC);
   }
+}
+
+/**
+ * Whether somebody may be given memory on huge pages: a VM, the daemon's own user, root. Whoever has such memory can take its
+ * pages away (fallocate; seals do not forbid it), which can end whoever else has it mapped, the daemon too (docs/security.md).
+ */
+export function mayHaveHugePages(owner: PortOwner): boolean {
+  return 'vm' in owner || owner.uid === 0 || owner.uid === process.getuid!();
 }
 
 /**

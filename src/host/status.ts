@@ -70,6 +70,8 @@ const regionStatus = ({ region }: SharedRegion): RegionStatus => ({
   name: region.name,
   memId: region.memId,
   bytes: region.layout.size,
+  pageBytes: region.layout.pageBytes,
+  ...(region.because === undefined ? {} : { because: region.because }),
   buffers: region.layout.bufPool.objnum,
   freeBuffers: region.free.buffers,
   rings: region.layout.ringPool.objnum,

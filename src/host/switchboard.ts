@@ -4,7 +4,7 @@
  *
  * Changes are made one after another, each awaited, as the datapath has to acknowledge them.
  */
-import { closeFd, errno, PAGE_SIZE, SysError } from '../os/index.ts';
+import { closeFd, errno, HUGE_PAGE, PAGE_SIZE, SysError } from '../os/index.ts';
 import type { PortConfig, PortName } from '../ports/index.ts';
 import {
   allRings,
@@ -31,9 +31,6 @@ import { Regions } from './regions.ts';
 import type { Threads } from './threads.ts';
 import { ValeCtl } from './vale-ctl.ts';
 
-/** A VM's memory may lie on huge pages of this size; its CSB windows are as large (R1). */
-const HUGE_PAGE = 2 ** 21;
-
 /** Where a device's clients come from: a socket to listen on, or one end of a connected pair. */
 export type Endpoint = { readonly path: string; readonly uids: readonly number[] } | { readonly fd: number };
 
@@ -57,7 +54,9 @@ export interface OpenPlan {
 /** What the devices of a group have in common. */
 export interface GroupOptions extends RegionRights {
   readonly trustUnsealedMemory: boolean;
-  /** The client's memory may lie on huge pages. */
+  /** The client's own memory may lie on huge pages: its CSB windows are as large (R1). */
+  readonly clientHugePages: boolean;
+  /** A region that is made for the group is to lie on huge pages. */
   readonly hugePages: boolean;
   readonly vnetHdr: boolean;
   /** Whether the memdev's BAR1 is a 64-bit one. */
@@ -85,7 +84,7 @@ export class Switchboard {
   #nextDevice = 1;
 
   /**
-   * @param sizesOf sizes of the region of an @ID @param log what becomes of interfaces that are ports
+   * @param sizesOf sizes of the region of an @ID @param log what becomes of interfaces that are ports, and of regions
    * @param mayCutOff whether an interface of the host's default route may be taken
    * @param offloads switches those of interfaces off
    */
@@ -98,7 +97,7 @@ export class Switchboard {
   ) {
     this.#threads = threads;
     this.#domains = new Domains(threads);
-    this.#regions = new Regions(sizesOf);
+    this.#regions = new Regions(sizesOf, log);
     const gone = (nic: NicUse): void => {
       const failed = (e: Error): void =>
         log('warn', `interface ${nic.nic.name}: its port was not closed: ${e.message}`);
@@ -265,6 +264,7 @@ export class Switchboard {
         buffers:
           sum((n) => n.buffers) + requests.reduce((s, { extraBufs = 0 }, i) => (found[i] ? s : s + extraBufs), 0),
         bufSize: largest,
+        hugePages: options.hugePages,
       },
       owner,
     );
@@ -320,7 +320,7 @@ export class Switchboard {
       const whole = allRings(rings).length === allRings(port.record).length;
       // The header's length is the port's: who has only some of its rings has no say in it.
       const vnetHdr = options.vnetHdr && port.kind === 'vale' && whole;
-      const csbWindow = options.hugePages ? HUGE_PAGE : PAGE_SIZE;
+      const csbWindow = options.clientHugePages ? HUGE_PAGE : PAGE_SIZE;
       const identity = { mac: port.mac, vnetHdr };
       const registration = createRegistration(
         space,

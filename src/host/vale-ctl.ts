@@ -9,7 +9,7 @@ import { parsePortName, portNeeds } from '../ports/index.ts';
 import type { Domains } from './domains.ts';
 import { nicRings } from './nics.ts';
 import type { Port, PortTable } from './port-table.ts';
-import type { PortOwner, Regions } from './regions.ts';
+import type { PortOwner, Regions, RegionSizes } from './regions.ts';
 
 /** How a network card is attached. */
 export interface NicAttach {
@@ -17,6 +17,8 @@ export interface NicAttach {
   /** Slots of its port's rings. */
   readonly config: PortConfig;
   readonly bufSize: number;
+  /** Whether its region is to lie on huge pages. */
+  readonly hugePages: boolean;
   /** -h: the host's stack too. */
   readonly host: boolean;
 }
@@ -32,11 +34,11 @@ export class ValeCtl {
     this.#ports = ports;
   }
 
-  /** -n: makes a persistent port. @throws SysError EEXIST, RegionFullError, ArenaFullError */
+  /** -n: makes a persistent port. @param own of the region that is made for it if memId is undefined @throws SysError EEXIST, RegionFullError, ArenaFullError */
   async newIf(
     iface: string,
     config: PortConfig,
-    bufSize: number,
+    own: Pick<RegionSizes, 'bufSize' | 'hugePages'>,
     memId: string | undefined,
     owner: PortOwner,
   ): Promise<PortInfo> {
@@ -52,7 +54,7 @@ export class ValeCtl {
     const needs = portNeeds(config);
     const region =
       memId === undefined
-        ? this.#regions.create(iface, { interfaces: needs.rings, ...needs, bufSize }, owner)
+        ? this.#regions.create(iface, { interfaces: needs.rings, ...needs, ...own }, owner)
         : this.#regions.named(memId, owner);
     try {
       return portInfo(await this.#ports.createPersistent(iface, config, region, owner));
@@ -85,7 +87,7 @@ export class ValeCtl {
   }
 
   /** A network card, and the host's stack behind it, as ports of a switch. */
-  async #attachNic(name: ValeName, { owner, config: asked, bufSize, host }: NicAttach): Promise<number> {
+  async #attachNic(name: ValeName, { owner, config: asked, bufSize, hugePages, host }: NicAttach): Promise<number> {
     const what = `-${host ? 'h' : 'a'} ${name.text}`;
     if (this.#ports.find(name.name) !== undefined) {
       throw new SysError(`${what}: the switch has a port of that name already`, errno.EEXIST);
@@ -94,7 +96,7 @@ export class ValeCtl {
       const rings = nicRings(iface);
       const config = { ...asked, txRings: rings, rxRings: rings };
       const needs = portNeeds(config);
-      const region = this.#regions.create(iface, { interfaces: 1, ...needs, bufSize }, owner);
+      const region = this.#regions.create(iface, { interfaces: 1, ...needs, bufSize, hugePages }, owner);
       try {
         return await this.#ports.createHosted(iface, name.bridge, host, config, region, owner);
       } catch (e) {

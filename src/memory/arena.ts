@@ -115,13 +115,15 @@ export class ArenaSpace {
   }
 
   /**
-   * A range of at least `bytes`, page aligned (or aligned to `align`, a power of two). Returns its offset.
+   * A range of at least `bytes` whose process address is page aligned (or aligned to `align`, a power of two, as what
+   * lies on huge pages has to be). Returns its offset.
    * @throws ArenaFullError
    */
   alloc(bytes: number, align = PAGE_SIZE): number {
     const need = pageRound(bytes);
+    const base = this.arena.addressOf(0);
     for (const range of this.#free) {
-      const ofs = Math.ceil((range.ofs + PAGE_SIZE) / align) * align;
+      const ofs = Math.ceil((base + range.ofs + PAGE_SIZE) / align) * align - base;
       const end = ofs + need + PAGE_SIZE;
       if (end > range.ofs + range.bytes) continue;
       this.#taken.set(ofs, { ofs: range.ofs, bytes: end - range.ofs });

@@ -4,7 +4,7 @@
  * guest computes every address from them. A region belongs to one trust domain.
  */
 import { NETMAP_FIRST_BUF, netmap_if, netmap_ring, netmap_slot } from '../abi/index.ts';
-import { closeFd, memfd } from '../os/index.ts';
+import { closeFd, HUGE_PAGE, hugeMemfd, memfd, PAGE_SIZE, SysError } from '../os/index.ts';
 import type { ArenaSpace } from './arena.ts';
 import { pageRound } from './arena.ts';
 
@@ -22,6 +22,8 @@ export interface RegionConfig {
   readonly buffers: number;
   /** Bytes of a buffer, a multiple of 64, at most 65,472. */
   readonly bufSize: number;
+  /** Whether it is to lie on huge pages, if there are enough (docs/memory.md). Default: not. */
+  readonly hugePages?: boolean;
 }
 
 /** One pool as the memdev's registers give it. */
@@ -36,11 +38,15 @@ export interface RegionLayout {
   readonly ifPool: Pool;
   readonly ringPool: Pool;
   readonly bufPool: Pool;
+  /** Bytes of a page that it lies on. */
+  readonly pageBytes: number;
   /** Bytes used, a multiple of the page size. */
   readonly size: number;
+  /** Bytes of the PCI BAR that shows it, a power of two. */
+  readonly barSize: number;
   /**
-   * Bytes of the region's file: a power of two, as a PCI BAR has to be, so that a guest finds memory (which costs
-   * nothing until touched) wherever it touches the BAR.
+   * Bytes of the region's file. As many as the BAR has, so that a guest finds memory (which costs nothing until touched)
+   * wherever it touches it; huge pages cost something at once, so that there are no more than are used.
    */
   readonly fileSize: number;
 }
@@ -68,8 +74,11 @@ export function regionLayout(config: RegionConfig): RegionLayout {
     objnum: buffers + NETMAP_FIRST_BUF,
     objsz: bufSize,
   };
-  const size = bufPool.ofs + pageRound(bufPool.objnum * bufSize);
-  return { ifPool, ringPool, bufPool, size, fileSize: 2 ** Math.ceil(Math.log2(size)) };
+  const pageBytes = config.hugePages === true ? HUGE_PAGE : PAGE_SIZE;
+  const size = Math.ceil((bufPool.ofs + bufPool.objnum * bufSize) / pageBytes) * pageBytes;
+  const barSize = 2 ** Math.ceil(Math.log2(size));
+  const fileSize = pageBytes === HUGE_PAGE ? size : barSize;
+  return { ifPool, ringPool, bufPool, pageBytes, size, barSize, fileSize };
 }
 
 /** A region has too few objects of a kind left. */
@@ -133,6 +142,8 @@ export class Region {
   readonly memId: number;
   readonly fd: number;
   readonly layout: RegionLayout;
+  /** Why it does not lie on huge pages though it was to. */
+  readonly because: string | undefined;
   readonly #interfaces: ObjectPool;
   readonly #rings: ObjectPool;
   readonly #buffers: ObjectPool;
@@ -142,18 +153,29 @@ export class Region {
   constructor(config: RegionConfig, memId: number) {
     this.name = config.name;
     this.memId = memId;
-    this.layout = regionLayout(config);
+    let layout = regionLayout(config);
+    let fd: number | undefined;
+    if (layout.pageBytes === HUGE_PAGE) {
+      try {
+        fd = hugeMemfd(`ptnet:${config.name}`, layout.fileSize);
+      } catch (e) {
+        if (!(e instanceof SysError)) throw e;
+        this.because = e.message;
+        layout = regionLayout({ ...config, hugePages: false });
+      }
+    }
+    this.layout = layout;
     this.#interfaces = new ObjectPool(config.name, 'interfaces', 0, config.interfaces);
     this.#rings = new ObjectPool(config.name, 'rings', 0, config.rings);
     this.#buffers = new ObjectPool(config.name, 'buffers', NETMAP_FIRST_BUF, this.layout.bufPool.objnum);
-    this.fd = memfd(`ptnet:${config.name}`, this.layout.fileSize);
+    this.fd = fd ?? memfd(`ptnet:${config.name}`, layout.fileSize);
   }
 
   /** Maps the region into an arena, once; returns its offset there. */
   mapInto(space: ArenaSpace): number {
     const known = this.#mappings.get(space);
     if (known !== undefined) return known;
-    const ofs = space.alloc(this.layout.size);
+    const ofs = space.alloc(this.layout.size, this.layout.pageBytes);
     try {
       space.arena.mapFile(ofs, this.layout.size, this.fd, 0);
     } catch (e) {

@@ -1,11 +1,18 @@
 /** Shared memory: sealed memory files and their mappings. Addresses are process addresses, lengths bytes. */
+import { readFileSync, statfsSync } from 'node:fs';
 import { errno, SysError } from './errno.ts';
 import { addressOf, check, lastErrno, libc } from './libc.ts';
 
 export const PAGE_SIZE = 4096;
+/** Bytes of a huge page (x86-64). */
+export const HUGE_PAGE = 2 ** 21;
 
 const MFD_CLOEXEC = 1;
 const MFD_ALLOW_SEALING = 2;
+const MFD_HUGETLB = 4;
+const MFD_HUGE_2MB = 21 * 2 ** 26;
+const HUGETLBFS_MAGIC = 0x958458f6;
+const HUGE_PAGES = '/sys/kernel/mm/hugepages/hugepages-2048kB';
 const F_ADD_SEALS = 1033;
 const F_GET_SEALS = 1034;
 export const F_SEAL_SEAL = 1;
@@ -22,15 +29,57 @@ const MAP_NORESERVE = 0x4000;
 const SEEK_CUR = 1;
 const SEEK_END = 2;
 
+const SEALED = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
 /**
  * A memory file (memfd_create(2)) of the given size, close-on-exec.
  * @param seals seals applied after sizing; by default no shrinking, no growing, no further seals (R1).
  */
-export function memfd(name: string, bytes: number, seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL): number {
-  const fd = check(libc.memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING), `memfd_create("${name}")`);
+export function memfd(name: string, bytes: number, seals = SEALED): number {
+  return memoryFile(name, bytes, 0, (fd) => {
+    if (seals !== 0) check(libc.fcntl(fd, F_ADD_SEALS, seals), `fcntl("${name}", F_ADD_SEALS)`);
+  });
+}
+
+/**
+ * A memory file on huge pages, sealed, all of whose pages are there: were one not to be had later, whoever touches it
+ * would be ended (SIGBUS). @param bytes a multiple of HUGE_PAGE @throws SysError ENOMEM: not so many are free
+ */
+export function hugeMemfd(name: string, bytes: number): number {
+  try {
+    return memoryFile(name, bytes, MFD_HUGETLB | MFD_HUGE_2MB, (fd) => {
+      check(libc.fallocate(fd, 0, 0, bytes), `fallocate("${name}", ${bytes})`);
+      check(libc.fcntl(fd, F_ADD_SEALS, SEALED), `fcntl("${name}", F_ADD_SEALS)`);
+    });
+  } catch {
+    const what = `${bytes / HUGE_PAGE} huge pages of 2 MiB for "${name}"`;
+    throw new SysError(`${what}: ${hugePages().free} are free (as root, raise vm.nr_hugepages)`, errno.ENOMEM);
+  }
+}
+
+/** The kernel's huge pages: how many there are, and how many of them nobody has. */
+export function hugePages(): { total: number; free: number } {
+  const read = (name: string): number => {
+    try {
+      return Number(readFileSync(`${HUGE_PAGES}/${name}_hugepages`, 'utf8'));
+    } catch {
+      return 0; // a kernel without them
+    }
+  };
+  return { total: read('nr'), free: read('free') };
+}
+
+/** Bytes of the pages that a file lies on: addresses and lengths of its mappings are multiples of it. */
+export function pageBytesOf(fd: number): number {
+  const { type, bsize } = statfsSync(`/proc/self/fd/${fd}`);
+  return type === HUGETLBFS_MAGIC ? bsize : PAGE_SIZE;
+}
+
+function memoryFile(name: string, bytes: number, flags: number, finish: (fd: number) => void): number {
+  const fd = check(libc.memfd_create(name, flags | MFD_CLOEXEC | MFD_ALLOW_SEALING), `memfd_create("${name}")`);
   try {
     check(libc.ftruncate(fd, bytes), `ftruncate("${name}", ${bytes})`);
-    if (seals !== 0) check(libc.fcntl(fd, F_ADD_SEALS, seals), `fcntl("${name}", F_ADD_SEALS)`);
+    finish(fd);
   } catch (e) {
     libc.close(fd);
     throw e;

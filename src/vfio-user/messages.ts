@@ -76,6 +76,8 @@ export const VFIO_DEVICE_FLAGS_PCI = 2;
 export const VFIO_REGION_INFO_FLAG_READ = 1;
 export const VFIO_REGION_INFO_FLAG_WRITE = 2;
 export const VFIO_REGION_INFO_FLAG_MMAP = 4;
+export const VFIO_REGION_INFO_FLAG_CAPS = 8;
+export const VFIO_REGION_INFO_CAP_SPARSE_MMAP = 1;
 export const VFIO_IRQ_INFO_EVENTFD = 1;
 export const VFIO_IRQ_INFO_MASKABLE = 2;
 export const VFIO_IRQ_INFO_AUTOMASKED = 4;
@@ -129,6 +131,15 @@ export const vfio_region_info = struct('vfio_region_info', 32, {
   cap_offset: [12, 'u32'],
   size: [16, 'u64'],
   offset: [24, 'u64'],
+});
+/** Which parts of a region can be mapped; here with one area. */
+export const vfio_region_info_cap_sparse_mmap = struct('vfio_region_info_cap_sparse_mmap', 32, {
+  id: [0, 'u16'],
+  version: [2, 'u16'],
+  next: [4, 'u32'],
+  nr_areas: [8, 'u32'],
+  area_offset: [16, 'u64'],
+  area_size: [24, 'u64'],
 });
 export const vfio_irq_info = struct('vfio_irq_info', 16, {
   argsz: [0, 'u32'],

@@ -23,6 +23,8 @@ import {
   VFIO_IRQ_SET_DATA_BOOL,
   VFIO_IRQ_SET_DATA_EVENTFD,
   VFIO_IRQ_SET_DATA_NONE,
+  VFIO_REGION_INFO_CAP_SPARSE_MMAP,
+  VFIO_REGION_INFO_FLAG_CAPS,
   VFIO_REGION_INFO_FLAG_MMAP,
   VFIO_REGION_INFO_FLAG_READ,
   VFIO_REGION_INFO_FLAG_WRITE,
@@ -49,6 +51,7 @@ import {
   vfio_irq_info,
   vfio_irq_set,
   vfio_region_info,
+  vfio_region_info_cap_sparse_mmap as sparse_mmap,
   vfio_user_device_info,
   vfio_user_dma_map,
   vfio_user_dma_unmap,
@@ -69,6 +72,8 @@ export interface RegionInfo {
   readonly fd?: number;
   /** Where in the file the region begins, bytes (default 0). */
   readonly fdOffset?: bigint | number;
+  /** Bytes from its start on that can be mapped (default: all). */
+  readonly mmapBytes?: number;
 }
 
 /** A part of a region whose writes may go to an eventfd instead of a REGION_WRITE. */
@@ -272,14 +277,28 @@ function deviceInfo(s: Session, { m }: Message): Reply {
 
 function regionInfo(s: Session, { m }: Message): Reply {
   const index = vfio_region_info.get.index(m, BODY);
-  argsz(vfio_region_info.get.argsz(m, BODY), vfio_region_info.size);
+  const room = vfio_region_info.get.argsz(m, BODY);
+  argsz(room, vfio_region_info.size);
   const info = region(s, index);
-  const message = newMessage(vfio_region_info.size);
-  vfio_region_info.set.argsz(message.m, BODY, vfio_region_info.size);
+  const mmapBytes = info.mmapBytes ?? info.size;
+  const sparse = mmapBytes < info.size;
+  const full = vfio_region_info.size + (sparse ? sparse_mmap.size : 0);
+  const fits = full <= room; // if not, argsz tells the client to ask again with more room
+  const message = newMessage(fits ? full : vfio_region_info.size);
+  vfio_region_info.set.argsz(message.m, BODY, full);
   vfio_region_info.set.flags(message.m, BODY, info.flags);
   vfio_region_info.set.index(message.m, BODY, index);
   vfio_region_info.set.size(message.m, BODY, BigInt(info.size));
   vfio_region_info.set.offset(message.m, BODY, BigInt(info.fdOffset ?? 0));
+  if (sparse && fits) {
+    const cap = BODY + vfio_region_info.size;
+    vfio_region_info.set.flags(message.m, BODY, info.flags | VFIO_REGION_INFO_FLAG_CAPS);
+    vfio_region_info.set.cap_offset(message.m, BODY, vfio_region_info.size);
+    sparse_mmap.set.id(message.m, cap, VFIO_REGION_INFO_CAP_SPARSE_MMAP);
+    sparse_mmap.set.version(message.m, cap, 1);
+    sparse_mmap.set.nr_areas(message.m, cap, 1);
+    sparse_mmap.set.area_size(message.m, cap, BigInt(mmapBytes));
+  }
   const mappable = info.fd !== undefined && (info.flags & VFIO_REGION_INFO_FLAG_MMAP) !== 0;
   return mappable ? { message, fds: [info.fd] } : { message };
 }

@@ -20,6 +20,8 @@ import {
 import { defaultConfig } from '../../src/host/config.ts';
 import type { Daemon } from '../../src/host/daemon.ts';
 import { startDaemon } from '../../src/host/daemon.ts';
+import { HUGE_PAGE, PAGE_SIZE } from '../../src/os/index.ts';
+import { borrowHugePages } from '../unit/memory/huge-pages.ts';
 import type { PciDevice } from './qemu.ts';
 import {
   enablePciDevice,
@@ -34,8 +36,16 @@ import {
 const root = new URL('../../..', import.meta.url).pathname;
 const errnoName = { ENXIO: 6 };
 
-for (const machine of ['pc', 'q35'] as const) {
-  describe(`QEMU (${machine}) with a ptnet device`, { concurrency: false }, () => {
+const huge = await borrowHugePages(8);
+after(() => huge.giveBack());
+
+for (const [machine, hugePages] of [
+  ['pc', false],
+  ['q35', false],
+  ['q35', true],
+] as const) {
+  const name = `QEMU (${machine}) with a ptnet device${hugePages ? ', its region on huge pages' : ''}`;
+  describe(name, { concurrency: false, skip: hugePages && huge.skip }, () => {
     const dir = mkdtempSync(join(tmpdir(), 'ptnet-e2e-'));
     let daemon: Daemon;
     let guest: QemuGuest;
@@ -68,7 +78,7 @@ for (const machine of ['pc', 'q35'] as const) {
           ...defaultConfig(),
           runDir: join(dir, 'run'),
           logLevel: 'warn',
-          vms: { vm1: { ports: ['vale0:vm1'], trustUnsealedMemory: false } },
+          vms: { vm1: { ports: ['vale0:vm1'], trustUnsealedMemory: false, hugePages } },
         },
         'test',
       );
@@ -109,6 +119,9 @@ for (const machine of ['pc', 'q35'] as const) {
       const nifp = bar1.start + BigInt(await readIoBar(guest, ptnet.bdf, 0, PTNET_IO.NIFP_OFS));
       assert.equal(await readPhysical(guest, nifp), Buffer.from('vale').readUInt32LE());
       assert.equal(await readPhysical(guest, nifp + 16n), 14);
+      assert.equal(info.pageBytes, hugePages ? HUGE_PAGE : PAGE_SIZE);
+      // Behind the region BAR1 goes on: there is nothing, and nobody is hurt.
+      assert.equal(await readPhysical(guest, bar1.start + BigInt(2 ** Math.ceil(Math.log2(info.bytes)) - 4)), 0);
       // CREATE without CSB: a positive errno, read back.
       await writeIoBar(guest, ptnet.bdf, 0, PTNET_IO.PTCTL, PTNETMAP_PTCTL_CREATE);
       assert.equal(await readIoBar(guest, ptnet.bdf, 0, PTNET_IO.PTCTL), errnoName.ENXIO);

@@ -2,10 +2,31 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { openPort, POLLIN } from '../../src/api/index.ts';
+import { listDaemon, openPort, POLLIN } from '../../src/api/index.ts';
+import { HUGE_PAGE } from '../../src/os/index.ts';
+import { borrowHugePages } from '../unit/memory/huge-pages.ts';
 import { FrameCounter } from './nic-frames.ts';
 import { NicLab, nicSkip } from './nic-lab.ts';
 import { conserves, FRAMES, receive } from './nic-traffic.ts';
+
+const huge = await borrowHugePages(8);
+after(() => huge.giveBack());
+
+describe('a NIC whose region lies on huge pages', { skip: nicSkip() || huge.skip }, () => {
+  it('AF_XDP, native: they are the socket’s memory; numbered frames, both ways', async () => {
+    const lab = new NicLab();
+    try {
+      await lab.start({ ports: { hugePages: true } });
+      const port = await openPort('netmap:veth0', { runDir: lab.runDir });
+      assert.equal((await lab.port('netmap:veth0')).interface?.mode, 'native');
+      assert.equal((await listDaemon(lab.runDir)).regions[0]?.pageBytes, HUGE_PAGE);
+      for (const bytes of [60, 1514]) await conserves(lab, port, bytes);
+      await port.close();
+    } finally {
+      await lab.close();
+    }
+  });
+});
 
 describe('a NIC passed to one user', { skip: nicSkip() }, () => {
   let lab: NicLab;

@@ -51,13 +51,14 @@ export function listText(status: DaemonStatus): string {
       r.name,
       String(r.memId),
       bytesText(r.bytes),
+      bytesText(r.pageBytes),
       String(r.buffers),
       String(r.freeBuffers),
       String(r.rings),
       String(r.freeRings),
     ];
-    const regionHeads = ['REGION', 'MEMID', 'SIZE', 'BUFFERS', 'FREE', 'RINGS', 'FREE'];
-    parts.push(table(regionHeads, regions.map(rowOf), [1, 2, 3, 4, 5, 6]));
+    const regionHeads = ['REGION', 'MEMID', 'SIZE', 'PAGES', 'BUFFERS', 'FREE', 'RINGS', 'FREE'];
+    parts.push(table(regionHeads, regions.map(rowOf), [1, 2, 3, 4, 5, 6, 7]));
   }
   if (vms.length > 0) {
     const rowOf = (v: (typeof vms)[number]): string[] => [v.name, v.ports.join(' '), `ptnet vm ${v.name}`];

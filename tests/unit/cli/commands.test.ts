@@ -118,6 +118,7 @@ test('list: a row for each port, drops by reason', () => {
         name: 'fw',
         memId: 1,
         bytes: 5 * 2 ** 20,
+        pageBytes: 4096,
         buffers: 2050,
         freeBuffers: 0,
         rings: 2,
@@ -137,8 +138,8 @@ vale0:a  vm fw  running  02:00:00:00:00:01  1x1024/2x1024        5       10  bad
 DOMAIN  KIND  THREAD  PORTS  STATE
 vale0   vale       0      1  running
 
-REGION  MEMID     SIZE  BUFFERS  FREE  RINGS  FREE
-fw          1  5.0 MiB     2050     0      2     0
+REGION  MEMID     SIZE    PAGES  BUFFERS  FREE  RINGS  FREE
+fw          1  5.0 MiB  4.0 KiB     2050     0      2     0
 
 VM  PORTS    QEMU ARGUMENTS
 fw  vale0:a  ptnet vm fw

@@ -144,6 +144,8 @@ export interface RigPortOptions {
   readonly rxRings?: number;
   readonly bufSize?: number;
   readonly vnetHdrLen?: number;
+  /** Whether its region is to lie on huge pages. */
+  readonly hugePages?: boolean;
   /** Do not attach and start it. */
   readonly stopped?: boolean;
 }
@@ -188,8 +190,9 @@ export class Rig {
     const { m, dp } = this;
     const rings = txRings + rxRings;
     const buffers = txRings * txSlots + rxRings * rxSlots;
+    const sizes = { interfaces: 1, rings, slots: Math.max(txSlots, rxSlots), buffers, bufSize };
     const region = new Region(
-      { name: `rig${this.ports.length}`, interfaces: 1, rings, slots: Math.max(txSlots, rxSlots), buffers, bufSize },
+      { name: `rig${this.ports.length}`, ...sizes, hugePages: options.hugePages === true },
       this.ports.length + 1,
     );
     const regionOfs = region.mapInto(this.space);

@@ -2,9 +2,27 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { VfioUserError } from '../../../src/vfio-user/index.ts';
-import { closeFd, eventfd, kinds, memfd, openFds, serveClient } from './support.ts';
+import { closeFd, eventfd, frame, kinds, memfd, openFds, serveClient, serveRaw, versionFrame } from './support.ts';
 
 const refusal = (code: number) => (e: unknown) => e instanceof VfioUserError && e.errno === code;
+
+test('a region that can be mapped in part says which, to a client that has room for it', async () => {
+  await using r = serveRaw();
+  const { device, wire } = r;
+  device.regionInfo = () => ({ size: 2 ** 22, flags: 7, fd: device.barFd, mmapBytes: 3 * 2 ** 20 });
+  await wire.call(versionFrame('{}'));
+  const words = async (argsz: number): Promise<number[]> => {
+    const body = new Uint8Array(Uint32Array.of(argsz, 0, 1, 0, 0, 0, 0, 0).buffer);
+    const reply = (await wire.call(frame(9, 5, body)))!;
+    assert.equal(reply.fds.length, 1);
+    reply.fds.forEach(closeFd);
+    const bytes = Uint8Array.from(Buffer.from(reply.body, 'hex'));
+    return [...new Uint32Array(bytes.buffer)];
+  };
+  // argsz, flags, index, cap_offset, size, offset; id and version, next, nr_areas, reserved, offset, size
+  assert.deepEqual(await words(32), [64, 7, 1, 0, 2 ** 22, 0, 0, 0]);
+  assert.deepEqual(await words(64), [64, 15, 1, 32, 2 ** 22, 0, 0, 0, 0x10001, 0, 1, 0, 0, 0, 3 * 2 ** 20, 0]);
+});
 
 for (const kind of kinds) {
   test(`${kind}: every request of a session goes through and leaves no descriptor behind`, async () => {
