@@ -127,19 +127,18 @@ export class Daemon {
 
   async #addVm(name: string, vm: DaemonConfig['vms'][string]): Promise<void> {
     const parsed = vm.ports.map((port) => parsePortName(port));
-    const regions = new Set(parsed.map((port) => port.memId));
-    const sockets = this.#runDir.vmSockets(name, regions.size, vm.ports.length);
+    const sockets = this.#runDir.vmSockets(name);
     const { bufSize, vnetHdr, hugePages } = this.config.ports;
     const uids = [process.getuid!(), 0];
     const group = await this.#switchboard.open(
       { vm: name },
       name,
       bufSize,
-      (i) => ({ path: sockets.memdevs[i]!, uids }),
+      (i) => ({ path: sockets.memdev(i), uids }),
       parsed.map((port, i) => ({
         name: port.text,
         config: configuredShape(this.config, port),
-        endpoint: { path: sockets.ptnet[i]!, uids },
+        endpoint: { path: sockets.ptnet(i), uids },
       })),
       {
         trustUnsealedMemory: vm.trustUnsealedMemory,
@@ -155,7 +154,7 @@ export class Daemon {
     this.#vms.push({
       name,
       ports: vm.ports,
-      sockets: [...sockets.memdevs, ...sockets.ptnet],
+      sockets: [...group.memdevs.map((_, i) => sockets.memdev(i)), ...vm.ports.map((_, i) => sockets.ptnet(i))],
       regionBytes: group.memdevs.reduce((sum, { region }) => sum + region.region.layout.size, 0),
     });
   }

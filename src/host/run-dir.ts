@@ -90,13 +90,13 @@ export class RunDir {
     this.#clean();
   }
 
-  /** Makes a VM's folder and returns the paths of its device sockets: one memdev for each region. */
-  vmSockets(vm: string, memdevs: number, ports: number): { memdevs: string[]; ptnet: string[] } {
+  /** Makes a VM's folder. Paths of its device sockets: one memdev for each region, one ptnet device for each port. */
+  vmSockets(vm: string): { memdev: (i: number) => string; ptnet: (i: number) => string } {
     const folder = join(this.path, VMS, vm);
     mkdirSync(folder, { recursive: true, mode: 0o700 });
     return {
-      memdevs: Array.from({ length: memdevs }, (_, i) => join(folder, `memdev${i === 0 ? '' : i}.sock`)),
-      ptnet: Array.from({ length: ports }, (_, i) => join(folder, `ptnet${i}.sock`)),
+      memdev: (i) => join(folder, `memdev${i === 0 ? '' : i}.sock`),
+      ptnet: (i) => join(folder, `ptnet${i}.sock`),
     };
   }
 

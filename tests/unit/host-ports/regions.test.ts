@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 import type { NetmapPort } from '../../../src/api/index.ts';
 import { openDevice, POLLIN, POLLOUT } from '../../../src/api/index.ts';
@@ -59,6 +60,36 @@ test('a VM’s own region is nobody else’s', async () => {
     assert.match(e.message, /its memory is that of VM box .*name a region/);
     return true;
   });
+});
+
+test('a VM has a memdev socket for each region its ports lie in, however their names say it', async () => {
+  const at = await Lab.start({
+    vms: {
+      // Three names of one, one region: by @ID, by @share, and where the port that is watched lies.
+      zero: { ports: ['vale0:a@lab'], trustUnsealedMemory: false },
+      one: { ports: ['vale0:b@lab', 'vale0:e@share=vale0:a', 'vale0:a/z'], trustUnsealedMemory: false },
+      // None of the names says a region, but the second port lies in one.
+      two: { ports: ['vale0:c', 'vale0:d@share=vale0:a'], trustUnsealedMemory: false },
+    },
+  });
+  try {
+    const [, one, two] = at.daemon.status().vms;
+    const names = (sockets: readonly string[]): string[] => sockets.map((path) => path.replace(/^.*\/vm\//, ''));
+    assert.deepEqual(names(one!.sockets), ['one/memdev.sock', 'one/ptnet0.sock', 'one/ptnet1.sock', 'one/ptnet2.sock']);
+    assert.deepEqual(names(two!.sockets), [
+      'two/memdev.sock',
+      'two/memdev1.sock',
+      'two/ptnet0.sock',
+      'two/ptnet1.sock',
+    ]);
+    for (const path of [...one!.sockets, ...two!.sockets]) assert.ok(existsSync(path), path);
+    const [, memdev, , shared] = two!.sockets;
+    const { ports, off } = await bootMachine(memdev!, [shared!]);
+    assert.equal(ports.length, 1);
+    await off();
+  } finally {
+    await at.stop();
+  }
 });
 
 /** The VM's ends of the chain: one memdev for each region. */

@@ -35,7 +35,7 @@ test('R21: where other users may open ports they can pass through, not list; VMs
   const path = fresh();
   const dir = new RunDir(path, true);
   assert.equal(mode(path), 0o711);
-  dir.vmSockets('fw', 1, 1);
+  dir.vmSockets('fw');
   assert.equal(mode(join(path, 'vm', 'fw')), 0o700);
   assert.equal(mode(join(path, 'vm')), 0o700);
 });
