@@ -247,6 +247,8 @@ export const nic_queue = struct('nic_queue', 192, {
   /** rx: slots before which all were handed over for sending, and head. */
   sent: [112, 'u32'],
   rx_head: [116, 'u32'],
+  /** Slots of one frame to send, at most. */
+  max_pieces: [120, 'u32'],
 });
 
 /** Arena addresses of krings, most the rings of a full switch and its monitors. */

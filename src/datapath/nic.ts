@@ -50,6 +50,7 @@ import {
   nic_queue_kick,
   nic_queue_ledger,
   nic_queue_mask,
+  nic_queue_max_pieces,
   nic_queue_refilled,
   nic_queue_rx_cons,
   nic_queue_rx_consumer,
@@ -72,9 +73,6 @@ import { monitorSent } from './monitor';
 import { descAddr, descContinues, descLen, ringCount, setRingCount, storeDesc, storeFill } from './nic-rings';
 import { loadHead, loadSlot, slotAt, slotFlags, slotIdx, slotLen, storeCursor, storeSlotWord } from './peer';
 import { at, bump, push, removeAt } from './private';
-
-/** Slots of one frame that the kernel sends at most (XDP_MAX_PIECES in src/os/xdp.ts). */
-const MAX_PIECES: u32 = 17;
 
 /** Slots from a to b, in ring order. */
 function distance(a: u32, b: u32, n: u32): u32 {
@@ -247,6 +245,7 @@ function send(q: usize, kr: usize, from: u32, to: u32): u32 {
   const bufSize = load<u32>(kr, kring_buf_size);
   const base = load<u32>(kr, kring_buf_base) - load<u32>(q, nic_queue_umem);
   const mask = load<u32>(q, nic_queue_mask);
+  const maxPieces = load<u32>(q, nic_queue_max_pieces);
   const desc: usize = load<u32>(q, nic_queue_tx_desc);
   const first = load<u32>(q, nic_queue_tx_prod);
   const inFlight = load<u32>(q, nic_queue_in_flight);
@@ -266,7 +265,7 @@ function send(q: usize, kr: usize, from: u32, to: u32): u32 {
       next = next + 1 == n ? 0 : next + 1;
       more = (flags & NS_MOREFRAG) != 0 && next != to;
       const l = slotLen(w);
-      ok = ok && frags < MAX_PIECES && l != 0 && l <= bufSize && (flags & NS_INDIRECT) == 0;
+      ok = ok && frags < maxPieces && l != 0 && l <= bufSize && (flags & NS_INDIRECT) == 0;
       ok = ok && slotIdx(w) - NETMAP_FIRST_BUF < bufs - NETMAP_FIRST_BUF;
       if (!ok) continue;
       storeDesc(desc, (prod + frags) & mask, base + slotIdx(w) * bufSize, l, more);

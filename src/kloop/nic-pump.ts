@@ -13,7 +13,7 @@ import type { NicQueueConfig } from './nic-queues.ts';
 /** Frames of one turn and direction. */
 const BUDGET = 256;
 /** Most pieces of one frame: 64 KiB in buffers of 1 KiB. */
-const MAX_PIECES = 65;
+export const MAX_PIECES = 65;
 const CONTINUES = 1;
 
 export class FramePump {

@@ -14,6 +14,7 @@ import {
   EPOLLIN,
   errno,
   SysError,
+  XDP_MAX_PIECES,
   XDP_PACKET_HEADROOM,
   XDP_RING_NEED_WAKEUP,
   XSK_RINGS,
@@ -22,7 +23,7 @@ import {
   xskRingBytes,
 } from '../os/index.ts';
 import type { Datapath } from './datapath.ts';
-import { FramePump } from './nic-pump.ts';
+import { FramePump, MAX_PIECES } from './nic-pump.ts';
 
 /** Where a queue's frames come from and go to. */
 export type NicLink =
@@ -330,6 +331,7 @@ export class NicQueues {
     set.completion_producer(m, address, at.completion + rings.completion.producer);
     set.completion_consumer(m, address, at.completion + rings.completion.consumer);
     set.ledger(m, address, config.ledger);
+    set.max_pieces(m, address, config.link.kind === 'xdp' ? XDP_MAX_PIECES : MAX_PIECES);
   }
 
   #close(queue: Queue): void {

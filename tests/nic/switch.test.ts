@@ -17,14 +17,14 @@ describe('interfaces in a switch', { skip: nicSkip('ping', 'iperf3') }, () => {
   });
   after(() => lab.close());
 
-  /** iperf3 from `there` to a server in a namespace, both ways. */
-  async function iperf(address: string, where = lab.here): Promise<void> {
+  /** iperf3 from a namespace to a server in another one, both ways. */
+  async function iperf(address: string, where = lab.here, from = lab.there): Promise<void> {
     for (const direction of [[], ['-R']]) {
       const server = where.spawn('iperf3', '-s', '-1', '--forceflush', '-B', address);
       const ended = once(server, 'close');
       await once(server.stdout!, 'data');
       const size = long ? '200M' : '5M';
-      const { status, text } = await lab.there.run('iperf3', ['-c', address, '-n', size, ...direction], 60);
+      const { status, text } = await from.run('iperf3', ['-c', address, '-n', size, ...direction], 60);
       if (status !== 0) server.kill('SIGKILL');
       assert.equal(status, 0, text);
       await ended;
@@ -61,6 +61,31 @@ describe('interfaces in a switch', { skip: nicSkip('ping', 'iperf3') }, () => {
     await lab.valeCtl('d', 'vale0:veth0');
     assert.deepEqual(await lab.ports(), []);
     assert.throws(() => lab.here.ip('link', 'show', 'tap0'));
+  });
+
+  it('segments of 64 KiB pass between a guest and the stack beyond a TAP interface as they are, both ways', async () => {
+    const guests = new Namespace(`${lab.here.name}-s`);
+    const guest = guests.ptnet('up', 'vale0:g', '--name', 'g0', '--run-dir', lab.runDir, 'inet', '10.78.0.9/24');
+    try {
+      await lab.valeCtl('a', 'vale0:tap1');
+      lab.here.ip('addr', 'add', '10.78.0.1/24', 'dev', 'tap1');
+      while (!(await lab.ports()).some((p) => p.name === 'vale0:g' && p.running)) await new Promise(setImmediate);
+      await iperf('10.78.0.1', lab.here, guests);
+      const { txRings, rxRings } = await lab.port('vale0:tap1');
+      for (const [way, ring] of [
+        ['to the guest', txRings[0]!],
+        ['to the stack', rxRings[0]!],
+      ] as const) {
+        assert.equal(ring.drops['bad'], undefined, `${way}: frames refused`);
+        // A way's acknowledgements are as many as the other one's segments, at most.
+        assert.ok(ring.bytes / ring.packets > 1514, `${way}: ${ring.bytes} bytes in ${ring.packets} frames`);
+      }
+    } finally {
+      guest.kill('SIGINT');
+      await once(guest, 'close');
+      guests.close();
+    }
+    await lab.valeCtl('d', 'vale0:tap1');
   });
 
   it('-h: the host talks through the switch; a port of the switch shares the wire; -d gives it back', async () => {
