@@ -71,7 +71,8 @@ export class RunDir {
             'choose another with --run-dir',
         );
       }
-      chmodSync(path, mode);
+      // Before anything is put there; but of a live daemon (it has a lock) nothing is changed.
+      if (entries.length === 0) chmodSync(path, mode);
     }
     try {
       this.#lock = openSync(join(path, LOCK), 'a+', 0o600);
@@ -85,6 +86,7 @@ export class RunDir {
         `a daemon (process ${pid}) runs in ${path} already: stop it (ptnet stop), or choose another with --run-dir`,
       );
     }
+    chmodSync(path, mode);
     ftruncateSync(this.#lock);
     writeFileSync(this.#lock, `${process.pid}\n`);
     this.#clean();
@@ -111,9 +113,9 @@ export class RunDir {
   }
 }
 
-/** Makes a directory, and its parents for their owner only. (Node 20's recursive mkdir never returns below /proc.) */
+/** Makes a directory, and its parents: nobody else lists them. (Node 20's recursive mkdir never returns below /proc.) */
 function makeDirs(path: string, mode: number): void {
-  if (!existsSync(dirname(path))) makeDirs(dirname(path), 0o700);
+  if (!existsSync(dirname(path))) makeDirs(dirname(path), mode);
   try {
     mkdirSync(path, { mode });
   } catch (e) {

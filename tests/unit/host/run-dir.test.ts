@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { chmodSync, existsSync, lstatSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { after, test } from 'node:test';
 import { RunDir, RunDirError } from '../../../src/host/run-dir.ts';
 import { closeFd, listenUnix } from '../../../src/os/index.ts';
@@ -35,6 +35,7 @@ test('R21: where other users may open ports they can pass through, not list; VMs
   const path = fresh();
   const dir = new RunDir(path, true);
   assert.equal(mode(path), 0o711);
+  assert.equal(mode(dirname(path)), 0o711, 'they have to get there');
   dir.vmSockets('fw');
   assert.equal(mode(join(path, 'vm', 'fw')), 0o700);
   assert.equal(mode(join(path, 'vm')), 0o700);
@@ -52,6 +53,10 @@ test('a live daemon’s directory is refused, with its process', () => {
   assert.ok(existsSync(path));
   dir.close();
   refuses(path, /runs in .* already/);
+  const shared = fresh();
+  const other = new RunDir(shared, true);
+  refuses(shared, /runs in .* already/);
+  assert.equal(mode(other.path), 0o711, 'its users are not locked out');
 });
 
 test('what a killed daemon left is removed: control socket, VMs’ sockets; its record of offloads stays', () => {
