@@ -1,4 +1,4 @@
-/** The one way a command fails: a line on stderr and an exit status (1, or 2 for a wrong command line). */
+/** The one way a command fails: a line on stderr and an exit status (1, or 2 for a wrong command line or configuration). */
 
 import type { ConfigError } from '../host/config.ts';
 
@@ -10,8 +10,23 @@ export class UsageError extends Error {
   }
 }
 
-/** Exit status of a wrong command line. */
+/** Exit status of a wrong command line or configuration. */
 export const EXIT_USAGE = 2;
+
+/** The exit status for an error. */
+export const exitStatus = (error: unknown): number =>
+  error instanceof UsageError || isConfigError(error) ? EXIT_USAGE : 1;
+
+/** (The class itself is loaded by `ptnet host` only.) */
+const isConfigError = (error: unknown): error is ConfigError => error instanceof Error && error.name === 'ConfigError';
+
+/** "x.pcap: no such file or directory: ENOENT", for what Node says of a file. */
+function systemText(message: string): string {
+  const parts = /^([A-Z][A-Z0-9]+): (.*), \w+(?: '(.*)')?$/.exec(message);
+  if (parts === null) return message;
+  const [, code, text, path] = parts;
+  return `${path === undefined ? '' : `${path}: `}${text}: ${code}`;
+}
 
 /**
  * What is printed for an error: a line (one for each fault of a configuration; the marks under a wrong port name follow
@@ -20,8 +35,8 @@ export const EXIT_USAGE = 2;
 export function errorText(error: unknown, debug: boolean): string {
   if (!(error instanceof Error)) return `ptnet: ${String(error)}\n`;
   if (debug) return `ptnet: ${error.stack ?? error.message}\n`;
-  if (error.name === 'ConfigError') return (error as ConfigError).faults.map((fault) => `ptnet: ${fault}\n`).join('');
+  if (isConfigError(error)) return error.faults.map((fault) => `ptnet: ${fault}\n`).join('');
   const [line, ...more] = error.message.split('\n');
   const marks = more.filter((text) => text.startsWith('  ')).map((text) => text.replace(/\^: [A-Z]+$/, '^'));
-  return `${[`ptnet: ${line}`, ...marks].join('\n')}\n`;
+  return `${[`ptnet: ${systemText(line ?? '')}`, ...marks].join('\n')}\n`;
 }

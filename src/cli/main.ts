@@ -13,13 +13,15 @@ import { stopCommand } from './commands/stop.ts';
 import { upCommand } from './commands/up.ts';
 import { valeCtlCommand } from './commands/vale-ctl.ts';
 import { vmCommand } from './commands/vm.ts';
-import { EXIT_USAGE, errorText, UsageError } from './errors.ts';
+import { EXIT_USAGE, errorText, exitStatus } from './errors.ts';
 import { VERSION } from './version.ts';
 
 function program(): Command {
   const ptnet = new Command('ptnet')
     .description('netmap passthrough: netmap ports for virtual machines and processes, in user space')
     .version(VERSION)
+    .configureHelp({ subcommandTerm: (c) => c.name() })
+    .addHelpText('after', '\n"ptnet COMMAND --help" has options and examples; docs/ says more.')
     .showSuggestionAfterError();
   const commands = [
     hostCommand(),
@@ -44,6 +46,7 @@ function program(): Command {
           `${text
             .trim()
             .replace(/^error: /, 'ptnet: ')
+            .replace(/^(ptnet: unknown command '.*')$/, '$1; "ptnet --help" lists them')
             .replaceAll('\n', ' ')}\n`,
         ),
     });
@@ -60,7 +63,7 @@ async function main(args: readonly string[]): Promise<number> {
   } catch (e) {
     if (e instanceof CommanderError) return e.exitCode === 0 ? 0 : EXIT_USAGE; // it has printed its message
     process.stderr.write(errorText(e, debug));
-    return e instanceof UsageError ? EXIT_USAGE : 1;
+    return exitStatus(e);
   }
 }
 

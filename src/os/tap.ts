@@ -71,7 +71,9 @@ export function openTap(name: string, queues: number, vnetHdrLen: number, offloa
 
 function tapError(name: string, e: number): SysError {
   if (e === errno.EBUSY) return new SysError(`interface ${name} exists and belongs to another process`, e);
-  if (e === errno.EPERM) return new SysError(`making interface ${name} takes the capability CAP_NET_ADMIN (root)`, e);
+  if (e === errno.EINVAL) return new SysError(`interface ${name} exists and is no TAP interface of this kind`, e);
+  if (e === errno.EPERM)
+    return new SysError(`making interface ${name.replace('%d', '0')} takes the capability CAP_NET_ADMIN (root)`, e);
   return new SysError(`ioctl(/dev/net/tun, TUNSETIFF, "${name}")`, e);
 }
 

@@ -13,10 +13,16 @@ interface DemoFlags {
 }
 
 export function demoCommand(): Command {
-  return command('demo', 'start a daemon and two guests, send packets between them, show what happened', [
+  const examples = [
     ['ptnet demo', 'some seconds, then a summary'],
     ['ptnet demo --seconds 10 --size 1514', 'longer, with longer packets'],
-  ])
+  ] as const;
+  return command(
+    'demo',
+    'start a daemon and two guests, send packets between them, show what happened',
+    examples,
+    false,
+  )
     .option('--seconds <n>', 'how long packets are sent (default: 3)')
     .option('--size <bytes>', 'bytes of a packet (default: 60)')
     .option('--json', 'print the result as JSON')

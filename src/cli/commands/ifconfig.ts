@@ -36,6 +36,7 @@ export function ifconfigCommand(): Command {
         throw new UsageError('rxcsum and lro are chosen when the interface is made: ptnet up');
       }
       if (words.length > 0) applyWords(records[0]!.name, given);
+      else if (records.length === 0) process.stderr.write('no "ptnet up" has an interface in this network namespace\n');
       else process.stdout.write(records.map((r) => interfaceText(r)).join(''));
     });
 }
@@ -71,7 +72,7 @@ export function interfaceText(r: InterfaceRecord): string {
     `options=<${options.join(',')}>`,
     `ether ${ether}`,
     ...addresses(name),
-    `port ${r.port}, pid ${r.pid}, VirtIO header ${r.vnetHdrLen} bytes, ${r.queues} queues`,
+    `port ${r.port}, pid ${r.pid}, VirtIO header ${r.vnetHdrLen} bytes, ${r.queues} queue${r.queues === 1 ? '' : 's'}`,
     `RX packets ${c.rx[1]} bytes ${c.rx[0]} errors ${c.rx[2]} dropped ${c.rx[3]}`,
     `TX packets ${c.tx[1]} bytes ${c.tx[0]} errors ${c.tx[2]} dropped ${c.tx[3]}`,
     `status: ${(flags & 0x40) !== 0 ? 'active' : 'no carrier'}`,

@@ -1,20 +1,70 @@
 /** `ptnet list`: what a daemon serves. */
+import { setTimeout } from 'node:timers/promises';
 import type { Command } from 'commander';
 import type { DaemonStatus, PortStatus, RingStatus } from '../../abi/index.ts';
 import { defaultRunDir, listDaemon } from '../../api/index.ts';
 import { type CommonFlags, command } from '../command.ts';
+import { whole } from '../numbers.ts';
+import { Cancel } from '../signals.ts';
 import { bytesText, durationText, table } from '../table.ts';
 
 export function listCommand(): Command {
   return command('list', 'show the ports, domains and counters of a running daemon', [
     ['ptnet list', 'a table'],
+    ['ptnet list --watch 1', 'packets a second, each second, until Ctrl-C'],
     ["ptnet list --json | jq '.domains[].ports[].name'", 'for programs'],
   ])
     .option('--json', "print the daemon's status as JSON")
-    .action(async (flags: CommonFlags & { json?: boolean }) => {
-      const status = await listDaemon(flags.runDir ?? defaultRunDir());
+    .option('--watch <seconds>', 'ports with their packets and drops a second, again and again')
+    .action(async (flags: CommonFlags & { json?: boolean; watch?: string }) => {
+      const runDir = flags.runDir ?? defaultRunDir();
+      if (flags.watch !== undefined) return watch(runDir, whole('--watch', flags.watch, 1, 3600), flags.json ?? false);
+      const status = await listDaemon(runDir);
       process.stdout.write(flags.json ? `${JSON.stringify(status, null, 2)}\n` : listText(status));
     });
+}
+
+/** Each time a table, on a terminal in the place of the one before; or a line of JSON, the daemon's status. */
+async function watch(runDir: string, seconds: number, json: boolean): Promise<void> {
+  using cancel = new Cancel();
+  let before = await listDaemon(runDir);
+  let since = performance.now();
+  while (!cancel.cancelled) {
+    await setTimeout(100);
+    const now = performance.now();
+    if (now - since < seconds * 1000) continue;
+    const status = await listDaemon(runDir);
+    const top = process.stdout.isTTY ? '\u001B[H\u001B[J' : '';
+    const text = (): string => `${top}${ratesText(before, status, (now - since) / 1000)}${top === '' ? '\n' : ''}`;
+    process.stdout.write(json ? `${JSON.stringify(status)}\n` : text());
+    before = status;
+    since = now;
+  }
+}
+
+/** What ports did in the seconds between two looks at them. */
+export function ratesText(before: DaemonStatus, now: DaemonStatus, seconds: number): string {
+  // A port that is another one by now, or another daemon's, began at 0.
+  const key = (p: PortStatus): string => `${p.name} ${p.mac} ${ownerText(p)}`;
+  const domains = before.pid === now.pid ? before.domains : [];
+  const old = new Map(domains.flatMap((d) => d.ports.map((p) => [key(p), p])));
+  const rate = (count: number): string => String(Math.round(count / seconds));
+  const rows = now.domains.flatMap((d) =>
+    d.ports.map((p) => {
+      const { txRings = [], rxRings = [] } = old.get(key(p)) ?? {};
+      return [
+        p.name,
+        ownerText(p),
+        state(p),
+        rate(packets(p.txRings) - packets(txRings)),
+        rate(packets(p.rxRings) - packets(rxRings)),
+        drops([...p.txRings, ...p.rxRings], [...txRings, ...rxRings], rate),
+      ];
+    }),
+  );
+  const heads = ['PORT', 'OWNER', 'STATE', 'TX/S', 'RX/S', 'DROPS/S'];
+  const text = rows.length === 0 ? 'no ports\n' : table(heads, rows, [3, 4]);
+  return `ptnet ${now.version}, up ${durationText(now.uptimeSeconds)}, a second of the last ${seconds.toFixed(1)}\n\n${text}`;
 }
 
 /** The tables of `ptnet list`. */
@@ -24,12 +74,12 @@ export function listText(status: DaemonStatus): string {
   const rows = domains.flatMap((d) =>
     d.ports.map((p) => [
       p.name,
-      owner(p),
-      !p.attached ? 'waiting' : p.running ? 'running' : 'attached',
+      ownerText(p),
+      state(p),
       p.mac,
       ringsText(p),
-      packets(p.txRings),
-      packets(p.rxRings),
+      String(packets(p.txRings)),
+      String(packets(p.rxRings)),
       drops([...p.txRings, ...p.rxRings]),
       p.region,
     ]),
@@ -46,6 +96,14 @@ export function listText(status: DaemonStatus): string {
     ];
     parts.push(table(['DOMAIN', 'KIND', 'THREAD', 'PORTS', 'STATE'], domains.map(rowOf), [2, 3]));
   }
+  const interfaces = domains.flatMap((d) => d.ports.map((p) => [p.name, p.interface] as const));
+  const interfaceRows = interfaces.flatMap(([port, i]) =>
+    i === undefined
+      ? []
+      : [[i.name, port, i.mode, i.gone ? 'gone' : i.running ? 'up' : 'down', String(i.mtu), i.because ?? '']],
+  );
+  if (interfaceRows.length > 0)
+    parts.push(table(['INTERFACE', 'PORT', 'BY', 'LINK', 'MTU', 'WHY NOT BETTER'], interfaceRows, [4]));
   if (regions.length > 0) {
     const rowOf = (r: (typeof regions)[number]): string[] => [
       r.name,
@@ -67,25 +125,34 @@ export function listText(status: DaemonStatus): string {
   return parts.join('\n');
 }
 
-function owner(p: PortStatus): string {
+function ownerText(p: PortStatus): string {
   const { owner: o } = p;
   if ('nobody' in o) return p.interface === undefined ? '-' : `host (${p.interface.mode})`;
   return 'vm' in o ? `vm ${o.vm}` : `pid ${o.pid} uid ${o.uid}`;
 }
+
+const state = (p: PortStatus): string => (!p.attached ? 'waiting' : p.running ? 'running' : 'attached');
 
 /** "1x1024/1x1024": tx rings and their slots, rx rings and theirs. */
 function ringsText({ txRings, rxRings }: PortStatus): string {
   return [txRings, rxRings].map((rings) => `${rings.length}x${rings[0]?.slots ?? 0}`).join('/');
 }
 
-const packets = (rings: readonly RingStatus[]): string => String(rings.reduce((sum, r) => sum + r.packets, 0));
+const packets = (rings: readonly RingStatus[]): number => rings.reduce((sum, r) => sum + r.packets, 0);
 
-/** "full 12, bad 3", or "-". */
-function drops(rings: readonly RingStatus[]): string {
+/** "full 12, bad 3", or "-": what was dropped, less what had been dropped before. */
+function drops(
+  rings: readonly RingStatus[],
+  before: readonly RingStatus[] = [],
+  number: (count: number) => string = String,
+): string {
   const sums = new Map<string, number>();
-  for (const r of rings) {
-    for (const [reason, n] of Object.entries(r.drops)) sums.set(reason, (sums.get(reason) ?? 0) + n);
-  }
-  const text = [...sums].filter(([, n]) => n > 0).map(([reason, n]) => `${reason.replace(/^drop_/, '')} ${n}`);
+  const add = (list: readonly RingStatus[], sign: number): void => {
+    for (const r of list)
+      for (const [reason, n] of Object.entries(r.drops)) sums.set(reason, (sums.get(reason) ?? 0) + sign * n);
+  };
+  add(rings, 1);
+  add(before, -1);
+  const text = [...sums].filter(([, n]) => n > 0).map(([reason, n]) => `${reason.replace(/^drop_/, '')} ${number(n)}`);
   return text.length === 0 ? '-' : text.join(', ');
 }

@@ -36,8 +36,8 @@ export function pktGenCommand(): Command {
       collect,
     )
     .option('-b <burst>', 'most packets at a time (default: 512; ping and pong 1)')
-    .option('-s <ip[:port[-ip:port]]>', 'source address and port, or range (default: 10.0.0.1:1234)')
-    .option('-d <ip[:port[-ip:port]]>', 'destination address and port, or range (default: 10.1.0.1:1234)')
+    .option('-s <source>', 'source address and port, or range: IP[:PORT[-IP:PORT]] (default: 10.0.0.1:1234)')
+    .option('-d <destination>', 'destination address and port, or range, likewise (default: 10.1.0.1:1234)')
     .option('-S <mac>', "source Ethernet address (default: the port's)")
     .option('-D <mac>', 'destination Ethernet address (default: ff:ff:ff:ff:ff:ff)')
     .option('-R <rate>', 'packets a second (default: as many as possible)')
@@ -47,7 +47,7 @@ export function pktGenCommand(): Command {
     .option('-X', 'dump the packets sent and received')
     .option('-F <frags>', 'slots of a packet (NS_MOREFRAG), 1 to 63')
     .option('-M <bytes>', "with -F: most bytes of a slot (default: the buffer's size)")
-    .option('-C <tx_slots[,rx_slots[,tx_rings[,rx_rings]]]>', 'slots and rings of the port')
+    .option('-C <shape>', 'slots and rings of the port: TX_SLOTS[,RX_SLOTS[,TX_RINGS[,RX_RINGS]]]')
     .option('-4', 'IPv4 addresses (the default)')
     .option('-6', 'IPv6 addresses')
     .option('-z', 'tx: random source addresses and ports')
@@ -94,12 +94,23 @@ async function pktGen(flags: PktGenFlags & CommonFlags): Promise<void> {
     introduce(job, port, job.json ? log : (text) => void process.stdout.write(text));
     if (job.waitSeconds > 0) await setTimeout(job.waitSeconds * 1000);
     result = await runJob(port, run);
+  } catch (e) {
+    // The port is gone: what was counted until then is told all the same.
+    const { counters } = run;
+    if (counters.pkts > 0 && /^[rt]x/.test(job.func)) {
+      if (job.func.startsWith('tx')) counters.end = performance.now();
+      tell(job, makeResult(job, port.mac, counters));
+    }
+    throw e;
   } finally {
     process.off('SIGINT', cancel).off('SIGTERM', cancel);
     await port.close();
   }
-  process.stdout.write(job.json ? `${JSON.stringify(result)}\n` : summary(job, result));
+  tell(job, result);
 }
+
+const tell = (job: Job, result: PktGenResult): void =>
+  void process.stdout.write(job.json ? `${JSON.stringify(result)}\n` : summary(job, result));
 
 async function pktGenThreads(job: Job, runDir: string | undefined): Promise<void> {
   using cancel = new Cancel();
@@ -112,7 +123,7 @@ async function pktGenThreads(job: Job, runDir: string | undefined): Promise<void
     if (job.waitSeconds > 0) await setTimeout(job.waitSeconds * 1000);
   };
   const result = await runThreads({ ...job, rings }, runDir, log, opened, cancel);
-  process.stdout.write(job.json ? `${JSON.stringify(result)}\n` : summary(job, result));
+  tell(job, result);
 }
 
 /** The first packet of a capture. */

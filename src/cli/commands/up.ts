@@ -37,6 +37,8 @@ export function upCommand(): Command {
     .action(async (port: string, words: string[], flags: UpFlags) => {
       const given = parseWords(words);
       if (given.up === false) throw new UsageError('"down": then there is nothing to do');
+      if (flags.vnetHdr !== undefined && !/^[01]$/.test(flags.vnetHdr))
+        throw new UsageError(`--vnet-hdr ${flags.vnetHdr}: must be 0 or 1`);
       const runDir = flags.runDir ?? defaultRunDir();
       const file = flags.loaderConf;
       const loaderConf = file === undefined ? undefined : parseLoaderConf(readFileSync(file, 'utf8'), file);
@@ -60,7 +62,9 @@ export function upCommand(): Command {
         applyWords(ifnet.name, rest);
         const { name, vnetHdrLen, queues, rxcsum: rx, lro: large } = ifnet;
         forget = recordInterface(runDir, { name, port, vnetHdrLen, queues: queues.length, rxcsum: rx, lro: large });
-        process.stdout.write(`${name}: port ${port}, VirtIO header of ${vnetHdrLen} bytes, ${queues.length} queues\n`);
+        process.stdout.write(
+          `${name}: port ${port}, VirtIO header of ${vnetHdrLen} bytes, ${queues.length} queue${queues.length === 1 ? '' : 's'}\n`,
+        );
         await ifnet.run();
       } finally {
         forget();

@@ -26,7 +26,7 @@ export function valeCtlCommand(): Command {
     .option('-n <interface>', 'make a persistent port')
     .option('-r <interface>', 'remove it')
     .option('-l [valeSSS:PPP]', 'show the numbers of a switch and a port')
-    .option('-C <tx_slots[,rx_slots[,tx_rings[,rx_rings]]]>', 'with -n: slots and rings')
+    .option('-C <shape>', 'with -n: slots and rings, TX_SLOTS[,RX_SLOTS[,TX_RINGS[,RX_RINGS]]]')
     .option('-m <id>', 'with -n: the memory region (@ID); without it the port has its own')
     .option('-h <valeSSS:interface>', "attach an interface of the host, and the host's stack behind it")
     .option('-p <valeSSS:interface>', 'refused: the daemon decides itself when it polls')

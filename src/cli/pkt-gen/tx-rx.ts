@@ -89,6 +89,8 @@ export async function txLoop(port: PktPort, run: Run, frame: Packet): Promise<vo
   const pieces = cut(frame, job.frags, job.fragSize, port.bufSize);
   if (minSize > 0 && pieces.frags > 1)
     throw new Error(`-l ${size}: random sizes have to fit a buffer (${port.bufSize})`);
+  if (port.txRings.some((ring) => pieces.frags >= ring.numSlots))
+    throw new Error(`a packet of ${frame.size} bytes needs more slots than the ring has`);
   const ranges = [job.src, job.dst].some((r) => r.ip0 !== r.ip1 || r.port0 !== r.port1);
   const random = job.randomSrc || job.randomDst;
   const numbered = job.func === 'txseq';

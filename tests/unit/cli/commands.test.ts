@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { DaemonStatus } from '../../../src/abi/index.ts';
-import { listText } from '../../../src/cli/commands/list.ts';
+import type { DaemonStatus, PortStatus } from '../../../src/abi/index.ts';
+import { listText, ratesText } from '../../../src/cli/commands/list.ts';
 import { shellQuote } from '../../../src/cli/commands/vm.ts';
 import { type DemoResult, demoText } from '../../../src/cli/demo.ts';
 import { errorText, UsageError } from '../../../src/cli/errors.ts';
@@ -148,6 +148,63 @@ fw  vale0:a  ptnet vm fw
   assert.match(listText({ ...status, domains: [], regions: [], vms: [] }), /\nno ports\n$/);
 });
 
+const ring = (packets: number, drops: Record<string, number>) => ({
+  slots: 64,
+  packets,
+  bytes: 0,
+  drops,
+  repairs: 0,
+  signals: 0,
+});
+/** A status with the port vale0:a of this owner and these counters, and an interface. */
+const statusOf = (owner: PortStatus['owner'], tx: number, rx: number, full: number): DaemonStatus => ({
+  pid: 7,
+  version: '1.2.3',
+  uptimeSeconds: 61,
+  runDir: '/r',
+  domains: [
+    {
+      name: 'vale0',
+      kind: 'vale',
+      thread: 0,
+      running: true,
+      ports: [
+        {
+          name: 'vale0:a',
+          owner,
+          attached: true,
+          running: true,
+          vnetHdrLen: 0,
+          mac: '02:00:00:00:00:01',
+          region: 'r',
+          interface: { name: 'eth1', mode: 'packet', because: 'no XDP', running: false, mtu: 1500, gone: false },
+          txRings: [ring(tx, {})],
+          rxRings: [ring(rx, { full })],
+        },
+      ],
+    },
+  ],
+  arenas: [],
+  regions: [],
+  vms: [],
+});
+
+test('list: an interface has its line: how it is had, its link, and why not in a better way', () => {
+  assert.match(listText(statusOf({ nobody: true }, 0, 0, 0)), /^eth1 +vale0:a +packet +down +1500 +no XDP$/m);
+});
+
+test('list --watch: what a port gained in a second; one that is another by now began at 0', () => {
+  const row = (before: DaemonStatus, now: DaemonStatus): string | undefined =>
+    /^vale0:a.*$/m.exec(ratesText(before, now, 2))?.[0].replace(/ +/g, ' ');
+  const before = statusOf({ pid: 5, uid: 0 }, 100, 50, 4);
+  const now = statusOf({ pid: 5, uid: 0 }, 300, 50, 10);
+  assert.equal(row(before, now), 'vale0:a pid 5 uid 0 running 100 0 full 3');
+  assert.equal(row(before, before), 'vale0:a pid 5 uid 0 running 0 0 -');
+  assert.equal(row(statusOf({ pid: 4, uid: 0 }, 900, 900, 90), now), 'vale0:a pid 5 uid 0 running 150 25 full 5');
+  assert.equal(row({ ...before, pid: 6 }, now), 'vale0:a pid 5 uid 0 running 150 25 full 5');
+  assert.match(ratesText(before, { ...now, domains: [] }, 2), /\nno ports\n$/);
+});
+
 test('errors are a line each, with a stack only on request', () => {
   assert.equal(errorText(new UsageError('-x 1: no\nmore'), false), 'ptnet: -x 1: no\n');
   assert.equal(
@@ -157,6 +214,10 @@ test('errors are a line each, with a stack only on request', () => {
   const marked = 'open: port name "va": why\n  va\n    ^: EINVAL';
   assert.equal(errorText(new Error(marked), false), 'ptnet: open: port name "va": why\n  va\n    ^\n');
   assert.match(errorText(new Error('boom'), true), /boom\n +at /);
+  assert.throws(
+    () => readFileSync('/nonexistent/x'),
+    (e) => errorText(e, false) === 'ptnet: /nonexistent/x: no such file or directory: ENOENT\n',
+  );
 });
 
 test('tables, sizes and durations', () => {
