@@ -5,7 +5,6 @@
  * Entry points: loadConfig, defaultConfig, mergeFlags, accessOf, mayOpen, mayMonitor.
  */
 import { readFileSync } from 'node:fs';
-import { userInfo } from 'node:os';
 import { LineCounter, parseDocument } from 'yaml';
 import { z } from 'zod';
 import { NM_BDG_MAXPORTS, NM_BDG_MAXRINGS, NM_BRIDGE_MAXSLOTS, NM_BRIDGE_RINGSIZE } from '../abi/index.ts';
@@ -339,7 +338,7 @@ export function mergeFlags(config: DaemonConfig, flags: HostFlags): DaemonConfig
 export function accessOf(
   config: DaemonConfig,
   uid: number,
-  daemonUid: number = userInfo().uid,
+  daemonUid: number = process.getuid!(),
 ): UserAccess | undefined {
   const listed = config.users.get(uid);
   if (listed !== undefined) return listed;

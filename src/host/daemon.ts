@@ -2,17 +2,10 @@
  * The daemon: wires threads, switchboard, control socket and configuration together, and ends in order (R20).
  * Runs on the main thread, which owns configuration, ports, domains and the control socket.
  */
-import type {
-  ControlReply,
-  ControlRequest,
-  DaemonStatus,
-  OpenOptions,
-  ValeCtlCommand,
-  VmStatus,
-} from '../abi/index.ts';
+import type { ControlRequest, DaemonStatus, OpenOptions, VmStatus } from '../abi/index.ts';
 import type { KloopEvent } from '../kloop/index.ts';
 import { closeFd, errno, exitNow, type PeerCredentials, socketPair, SysError } from '../os/index.ts';
-import { type PortName, parsePortName, parseRingConfig, pipeNeeds, portNeeds } from '../ports/index.ts';
+import { type PortName, parsePortName, pipeNeeds, portNeeds } from '../ports/index.ts';
 import { DMA_MAPS_MAX } from '../vfio-user/index.ts';
 import { accessOf, type DaemonConfig, mayMonitor, mayOpen } from './config.ts';
 import type { ControlAnswer } from './control-server.ts';
@@ -30,6 +23,7 @@ import { configuredShape, shapeOf } from './shape.ts';
 import { daemonStatus } from './status.ts';
 import { type PortGroup, Switchboard } from './switchboard.ts';
 import { Threads } from './threads.ts';
+import { valeCtlRequest } from './vale-ctl-request.ts';
 
 /** Longest orderly end; then the process is ended as it is (R20). */
 const END_MS = 2000;
@@ -248,7 +242,7 @@ export class Daemon {
       case 'list':
         return { reply: { ok: true, op: 'list', daemon: this.status() } };
       case 'vale-ctl':
-        return { reply: await this.#valeCtl(request.command, peer) };
+        return { reply: await valeCtlRequest(this.#switchboard, this.config.ports, request.command, peer) };
       case 'stop':
         if (peer.uid !== 0 && peer.uid !== process.getuid!()) {
           throw new SysError('stop: only the user of the daemon and root may do that', errno.EPERM);
@@ -384,48 +378,6 @@ export class Daemon {
       throw new SysError(`open ${name}: the port needs ${bytes} bytes; ${has}`, errno.EDQUOT);
     }
     return { uid, bytes, own };
-  }
-
-  /** What `ptnet vale-ctl` asks for. Only the daemon's own user and root change anything. */
-  async #valeCtl(command: ValeCtlCommand, peer: PeerCredentials): Promise<ControlReply> {
-    const { letter } = command;
-    if (typeof command !== 'object' || (letter !== 'l' && typeof command.name !== 'string')) {
-      throw new SysError('vale-ctl: a letter and a name are wanted', errno.EINVAL);
-    }
-    if (letter !== 'l' && letter !== 'g' && peer.uid !== 0 && peer.uid !== process.getuid!()) {
-      throw new SysError(`vale-ctl -${letter}: only the user of the daemon and root may do that`, errno.EPERM);
-    }
-    const owner = { pid: peer.pid, uid: peer.uid };
-    const done = { ok: true, op: 'vale-ctl' } as const;
-    const { bufSize: nicBufSize, hugePages, ...nicConfig } = shapeOf(this.config.ports, {});
-    const nic = { owner, config: nicConfig, bufSize: nicBufSize, hugePages, host: false };
-    switch (letter) {
-      case 'n': {
-        const { name, memId } = command;
-        const asked = command.config === undefined ? {} : parseRingConfig(command.config);
-        const { bufSize, ...config } = shapeOf(this.config.ports, asked);
-        const own = { bufSize, hugePages };
-        return { ...done, info: await this.#switchboard.valeCtl((c) => c.newIf(name, config, own, memId, owner)) };
-      }
-      case 'r':
-        await this.#switchboard.valeCtl((c) => c.delIf(command.name));
-        return done;
-      case 'a':
-        return { ...done, portIndex: await this.#switchboard.valeCtl((c) => c.attach(command.name, nic)) };
-      case 'h':
-        return {
-          ...done,
-          portIndex: await this.#switchboard.valeCtl((c) => c.attach(command.name, { ...nic, host: true })),
-        };
-      case 'd':
-        return { ...done, portIndex: await this.#switchboard.valeCtl((c) => c.detach(command.name)) };
-      case 'l':
-        return { ...done, ports: await this.#switchboard.valeCtl((c) => c.list(command.name)) };
-      case 'g':
-        return { ...done, info: await this.#switchboard.valeCtl((c) => c.info(command.name)) };
-      default:
-        throw new SysError(`vale-ctl: there is no -${String(letter)} here`, errno.EINVAL);
-    }
   }
 }
 

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import {
@@ -125,6 +126,18 @@ test('R21: a listed user is held to the list, root too', () => {
   const access = accessOf(config, 0, 0) ?? assert.fail();
   assert.equal(mayOpen(access, 'vale1:a.b'), true);
   assert.equal(mayOpen(access, 'vale1:axb'), false);
+});
+
+test('R21: the own user needs no entry in /etc/passwd', (t) => {
+  if (process.getuid!() !== 0) return t.skip('needs root, to be another user for a moment');
+  const module = JSON.stringify(new URL('../../../src/host/config.js', import.meta.url).href);
+  const script = `
+    const { accessOf, defaultConfig } = await import(${module});
+    const config = defaultConfig();
+    process.setuid(54321);
+    console.log(accessOf(config, 54321).ports, accessOf(config, 54322));`;
+  const args = ['--input-type=module', '-e', script];
+  assert.equal(execFileSync(process.execPath, args, { encoding: 'utf8' }), "[ '*' ] undefined\n");
 });
 
 test('flags go over the file', () => {

@@ -57,6 +57,16 @@ const MALFORMED: readonly (readonly [string, string | Buffer, string, RegExp])[]
     'EINVAL',
     /16 \+ 16 rings; at most \d+ in all/,
   ],
+  ['vale-ctl for nothing', '{"op":"vale-ctl"}\n', 'EINVAL', /a letter and a name are wanted/],
+  ['vale-ctl for null', '{"op":"vale-ctl","command":null}\n', 'EINVAL', /a letter and a name are wanted/],
+  ['vale-ctl without a name', '{"op":"vale-ctl","command":{"letter":"n"}}\n', 'EINVAL', /a letter and a name/],
+  [
+    'vale-ctl with a number as rings',
+    '{"op":"vale-ctl","command":{"letter":"n","name":"v","config":5}}\n',
+    'EINVAL',
+    /a letter and a name/,
+  ],
+  ['an unknown letter', '{"op":"vale-ctl","command":{"letter":"q","name":"v"}}\n', 'EINVAL', /there is no -q here/],
   ['a buffer size between', '{"op":"open","port":"vale0:x","options":{"bufSize":100}}\n', 'EINVAL', /multiple of 64/],
   [
     'more memory than there is',
