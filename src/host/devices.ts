@@ -42,6 +42,8 @@ export interface DatapathThread {
   readonly mailbox: Mailbox<Command>;
 }
 
+/** Why a client is disconnected whose device is removed. */
+const REMOVED = 'the device was removed';
 /** How long a new client waits for one that is leaving. */
 const LEAVING_MS = 1000;
 
@@ -62,6 +64,8 @@ interface Entry {
   busy: boolean;
   free: Promise<void>;
   listener: Acceptor | undefined;
+  /** Nobody is served any more. */
+  removed: boolean;
 }
 
 export class Devices {
@@ -121,6 +125,7 @@ export class Devices {
       busy: false,
       free: Promise.resolve(),
       listener: undefined,
+      removed: false,
     });
   }
 
@@ -179,6 +184,10 @@ export class Devices {
       this.#log('warn', `${entry.name}: refused a second client: the device is in use`);
       return;
     }
+    if (entry.removed) {
+      closeFd(fd);
+      return;
+    }
     entry.busy = true;
     let release = (): void => {};
     entry.free = new Promise((resolve) => {
@@ -202,12 +211,15 @@ export class Devices {
       release();
       this.#log('debug', `${entry.name}: the client is gone: ${reason}`);
     });
+    // It was removed while the datapath took the client's kicks.
+    if (entry.removed) entry.connection.close(REMOVED);
   }
 
   async #remove(id: number): Promise<void> {
     const entry = this.#entry(id);
+    entry.removed = true;
     entry.listener?.close();
-    entry.connection?.close('the device was removed');
+    entry.connection?.close(REMOVED);
     await entry.free;
     this.#entries.delete(id);
   }
