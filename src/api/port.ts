@@ -20,6 +20,8 @@ export interface WaitOptions {
 
 /** Longest time-out that poll(2) takes, ms. */
 const MAX_INT = 0x7fff_ffff;
+/** So often a user who neither polls nor waits looks whether the daemon is there; a look is one system call. */
+const LOOK_EVERY_CALLS = 1024;
 const TX = 0;
 const RX = 1;
 const HANGUP = 2;
@@ -75,6 +77,8 @@ export class NetmapPort {
   readonly #spin = new Spin(0);
   /** Why the port is no longer usable. */
   #gone: string | undefined;
+  /** Calls of txsync and rxsync since they looked whether the daemon is there. */
+  #calls = 0;
   #closing: Promise<void> | undefined;
   /** Pending waits that want each direction: while there are any, its interrupts stay on. */
   readonly #waiting = [0, 0];
@@ -131,15 +135,20 @@ export class NetmapPort {
     return this.#buffers + bufIdx * this.bufSize;
   }
 
-  /** NIOCTXSYNC: hands filled slots to the host, takes back the ones it has sent. All tx rings. Never waits. */
+  /**
+   * NIOCTXSYNC: hands filled slots to the host, takes back the ones it has sent. All tx rings. Never waits.
+   * @throws SysError ENODEV when the daemon or the port is gone
+   */
   txsync(): void {
+    if (++this.#calls >= LOOK_EVERY_CALLS) this.#look();
     if (this.#gone !== undefined) this.#throwGone();
     const rings = this.#tx;
     for (let i = 0; i < rings.length; i++) if (this.#sync(rings[i]!)) this.#driver.kick(rings[i]!.dir, i);
   }
 
-  /** NIOCRXSYNC: gives consumed slots back, takes new packets. All rx rings. Never waits. */
+  /** NIOCRXSYNC: gives consumed slots back, takes new packets. All rx rings. Never waits. @throws as txsync */
   rxsync(): void {
+    if (++this.#calls >= LOOK_EVERY_CALLS) this.#look();
     if (this.#gone !== undefined) this.#throwGone();
     const rings = this.#rx;
     for (let i = 0; i < rings.length; i++) {
@@ -320,16 +329,23 @@ export class NetmapPort {
     for (const w of this.#watches) w.update(interest);
   }
 
-  /** Syncs a ring. @throws SysError ENODEV if it is wrong because a daemon that is gone took it back (R19) */
+  /** Syncs a ring. @throws SysError EINVAL, EPROTO; ENODEV if the daemon is gone */
   #sync(kring: GuestKring): boolean {
     try {
       return kring.sync();
     } catch (e) {
-      this.#pollSet.poll(0);
-      if ((this.#pollSet.revents(HANGUP) & (POLLHUP | POLLERR)) === 0) throw e;
-      this.#gone ??= 'it ended the connection';
+      this.#look();
+      if (this.#gone === undefined) throw e;
       return this.#throwGone();
     }
+  }
+
+  /** Looks whether the daemon is there. */
+  #look(): void {
+    this.#calls = 0;
+    if (this.#gone !== undefined) return;
+    this.#pollSet.poll(0);
+    if ((this.#pollSet.revents(HANGUP) & (POLLHUP | POLLERR)) !== 0) this.#gone = 'it ended the connection';
   }
 
   #throwGone(): never {

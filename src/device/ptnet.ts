@@ -95,6 +95,8 @@ export class PtnetDevice extends PciDevice {
   /** Given to the client, which rings it itself and may do anything with it: never written here (R15). */
   #clientKick = -1;
   #attached = false;
+  /** Whether somebody may still look at what the rings hold: from `connected` to `vacated`. */
+  #held = false;
   #running = false;
   #features = 0;
   #vnetHdrLen = 0;
@@ -133,7 +135,7 @@ export class PtnetDevice extends PciDevice {
 
   /** What R19 needs to know of this device when another of the region is rebuilt. */
   get asNeighbour(): RegionNeighbour {
-    return { m: this.#m, registration: this.registration, live: this.#attached };
+    return { m: this.#m, registration: this.registration, live: this.#held };
   }
 
   /** Descriptors a datapath thread may be writing to (R15). */
@@ -153,6 +155,7 @@ export class PtnetDevice extends PciDevice {
       throw e;
     }
     this.#attached = true;
+    this.#held = true;
     this.#changed();
   }
 
@@ -388,16 +391,21 @@ export class PtnetDevice extends PciDevice {
   }
 
   async reset(): Promise<void> {
+    await this.#resetRegisters();
+    await this.#rebuild();
+    this.#changed();
+  }
+
+  async #resetRegisters(): Promise<void> {
     await this.#stop();
     this.resetConfig();
     this.#features = 0;
     this.#vnetHdrLen = 0;
     this.#ctlStatus = 0;
     this.#csb = { atokHigh: 0, ktoaHigh: 0, atok: 0n, ktoa: 0n };
-    await this.#rebuild();
-    this.#changed();
   }
 
+  /** The connection is over: the rings stop. What they hold stays as it is until `vacated`. */
   async disconnected(): Promise<void> {
     await this.#stop();
     await this.#replaceIrqs(
@@ -406,9 +414,19 @@ export class PtnetDevice extends PciDevice {
     );
     await this.#dropKicks();
     this.#dma.clear();
-    await this.reset();
+    await this.#resetRegisters();
     this.#attached = false;
     this.#changed();
+  }
+
+  /**
+   * The client is gone and looks at nothing any more: the rings are put right (R19). After `disconnected`; nothing if
+   * there was no client since the last time.
+   */
+  async vacated(): Promise<void> {
+    if (!this.#held) return;
+    await this.#rebuild();
+    this.#held = false;
   }
 
   /** New rings and slots from the private record (R19). The rings are stopped. */

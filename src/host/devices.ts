@@ -23,7 +23,10 @@ export type DevicesCommand =
     }
   /** Opens a socket on which clients of these users may connect, one at a time. */
   | { readonly op: 'listen'; readonly id: number; readonly path: string; readonly uids: readonly number[] }
-  /** Serves a connected socket, which becomes the device's. */
+  /**
+   * Serves a connected socket, which becomes the device's. Its client is gone only when the device is removed: until
+   * then it may look at its rings, and does not find them rewritten, also if it was disconnected.
+   */
   | { readonly op: 'serve'; readonly id: number; readonly fd: number }
   /** Disconnects whoever is connected. */
   | { readonly op: 'disconnect'; readonly id: number; readonly reason: string }
@@ -72,6 +75,8 @@ export class Devices {
   readonly #threads: readonly DatapathThread[];
   readonly #post: (event: DevicesEvent) => void;
   readonly #entries = new Map<number, Entry>();
+  /** All clients may look at their rings until they hear that the daemon has ended. */
+  #ending = false;
 
   constructor(threads: readonly DatapathThread[], post: (event: DevicesEvent) => void) {
     this.#threads = threads;
@@ -90,7 +95,7 @@ export class Devices {
       case 'listen':
         return this.#listen(this.#entry(command.id), command.path, command.uids);
       case 'serve':
-        await this.#serve(this.#entry(command.id), command.fd);
+        await this.#serve(this.#entry(command.id), command.fd, () => Promise.resolve());
         return;
       case 'disconnect':
         this.#entry(command.id).connection?.close(command.reason);
@@ -98,6 +103,7 @@ export class Devices {
       case 'remove':
         return this.#remove(command.id);
       case 'end':
+        this.#ending = true;
         await Promise.all([...this.#entries.keys()].map((id) => this.#remove(id)));
     }
   }
@@ -164,7 +170,7 @@ export class Devices {
       (client) => {
         const { uid, pid } = peerCredentials(client);
         if (uids.includes(uid)) {
-          this.#serve(entry, client).catch((e: unknown) =>
+          this.#serve(entry, client, () => this.#vacate(entry)).catch((e: unknown) =>
             this.#log('error', `${entry.name}: cannot serve: ${text(e)}`),
           );
         } else {
@@ -176,8 +182,8 @@ export class Devices {
     );
   }
 
-  /** Serves a client; a second one is refused, unless the first is just leaving. */
-  async #serve(entry: Entry, fd: number): Promise<void> {
+  /** Serves a client; a second one is refused, unless the first is just leaving. @param left runs after its connection */
+  async #serve(entry: Entry, fd: number, left: () => Promise<void>): Promise<void> {
     while (entry.busy) {
       if (await settles(entry.free, LEAVING_MS)) continue;
       closeFd(fd);
@@ -207,7 +213,8 @@ export class Devices {
       throw e;
     }
     this.#log('debug', `${entry.name}: a client connected`);
-    void entry.connection.closed.then((reason) => {
+    void entry.connection.closed.then(async (reason) => {
+      await left();
       release();
       this.#log('debug', `${entry.name}: the client is gone: ${reason}`);
     });
@@ -221,7 +228,18 @@ export class Devices {
     entry.listener?.close();
     entry.connection?.close(REMOVED);
     await entry.free;
+    await this.#vacate(entry);
     this.#entries.delete(id);
+  }
+
+  /** A device's client is gone: what it left is put right. */
+  async #vacate({ device, name }: Entry): Promise<void> {
+    if (this.#ending || !(device instanceof PtnetDevice)) return;
+    try {
+      await device.vacated();
+    } catch (e) {
+      this.#log('warn', `${name}: the rings could not be put right: ${text(e)}`);
+    }
   }
 
   #log(level: 'error' | 'warn' | 'debug', message: string): void {

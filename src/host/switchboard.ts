@@ -272,10 +272,16 @@ export class Switchboard {
   }
 
   /** A monitor whose port is gone: a process hears of it by losing its device; a VM's waits for another port of that name. */
-  async #orphaned(monitor: Port): Promise<void> {
-    for (const { device, owner } of monitor.opens) {
+  #orphaned(monitor: Port): Promise<void> {
+    return this.#takeAway(monitor, 'the monitored port is gone');
+  }
+
+  /** Processes that have a port open are told why, and lose the device; its rings stay as they are until they close it. */
+  async #takeAway(port: Port, reason: string): Promise<void> {
+    for (const { device, owner, tellGone } of port.opens) {
       if ('vm' in owner) continue;
-      await this.#threads.devices.call({ op: 'disconnect', id: device, reason: 'the monitored port is gone' });
+      tellGone?.(reason);
+      await this.#threads.devices.call({ op: 'disconnect', id: device, reason });
     }
   }
 
@@ -289,12 +295,7 @@ export class Switchboard {
     if (port.nic?.hosted === true) return this.#ports.removePersistent(port);
     this.#ports.forget(port);
     await use.gone();
-    const reason = `interface ${use.nic.name} is gone`;
-    for (const { device, owner, tellGone } of port.opens) {
-      if ('vm' in owner) continue;
-      tellGone?.(reason);
-      await this.#threads.devices.call({ op: 'disconnect', id: device, reason });
-    }
+    await this.#takeAway(port, `interface ${use.nic.name} is gone`);
   }
 
   async #addMemdev({ region }: SharedRegion, bar64: boolean): Promise<number> {

@@ -178,7 +178,7 @@ class Hostile {
       case 'bye':
         guest.client.close();
         guest.memory.close();
-        while (this.port.device.state.attached) await new Promise((resolve) => setImmediate(resolve));
+        await this.#rig.left(this.port.device);
         this.guest = new RawGuest(await this.#rig.connect(this.port.device));
         return;
       default:

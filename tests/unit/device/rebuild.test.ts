@@ -58,7 +58,7 @@ test('R19: two ports of one region, buffers swapped between them: whoever leaves
             } else {
               guests[who].client.close();
               const port = who === 'a' ? a : b;
-              while (port.device.state.attached) await new Promise((resolve) => setImmediate(resolve));
+              await rig.left(port.device);
               guests[who] = new RawGuest(await rig.connect(port.device));
             }
             assertNoneShared(a, b);
@@ -121,7 +121,7 @@ test('R19: the record of a neighbour that is gone counts, not what it left in it
       [15, 3],
     ]);
     guestB.client.close();
-    while (b.device.state.attached) await new Promise((resolve) => setImmediate(resolve));
+    await rig.left(b.device);
     const record = ledgers(rig, b);
     assertNoneShared(a, b);
     for (const ring of rings(b)) for (let i = 0; i < 8; i++) ring.setBufIdx(i, 5);
@@ -169,7 +169,7 @@ test('R19: the ledgers of a region stay disjoint, and after everyone has left th
           [b, guestB],
         ] as const) {
           guest.client.close();
-          while (port.device.state.attached) await new Promise((resolve) => setImmediate(resolve));
+          await rig.left(port.device);
           assert.deepEqual(
             [...ledgers(rig, a), ...ledgers(rig, b)].toSorted((x, y) => x - y),
             all,

@@ -163,6 +163,7 @@ export class DeviceRig {
   takeMail: () => void = () => undefined;
   readonly #held: (() => void)[] = [];
   readonly #connections: ServerConnection[] = [];
+  readonly #left = new Map<VfioUserDevice, Promise<void>>();
 
   constructor() {
     this.datapath = { ...loadDatapath(this.arena.memory) };
@@ -251,15 +252,23 @@ export class DeviceRig {
   async connect(device: VfioUserDevice, way: Way = 'memory'): Promise<VfioUserClient> {
     if (device instanceof PtnetDevice) await device.connected();
     const [a, b] = way === 'memory' ? memoryTransportPair() : socketPair().map((fd) => socketTransport(fd));
-    this.#connections.push(new ServerConnection(a!, device));
+    const connection = new ServerConnection(a!, device);
+    this.#connections.push(connection);
+    const vacated = device instanceof PtnetDevice ? () => device.vacated() : () => undefined;
+    this.#left.set(device, Promise.all([this.#left.get(device), connection.closed]).then(vacated));
     const client = new VfioUserClient(b!);
     await client.negotiate();
     return client;
   }
 
-  /** Settles when every connection has been dealt with to its end. */
+  /** Settles when a device's last client is gone, and what it left has been dealt with. */
+  async left(device: VfioUserDevice): Promise<void> {
+    await this.#left.get(device);
+  }
+
+  /** Settles when every client is gone. */
   async settled(): Promise<void> {
-    await Promise.all(this.#connections.map((c) => c.closed));
+    await Promise.all(this.#left.values());
   }
 
   async close(): Promise<void> {
