@@ -193,7 +193,7 @@ export const offload = struct('offload', 640, {
 });
 
 /** Slots taken before they are forwarded; the chain that starts last may run past it (docs/datapath.md). */
-export const FT_GROUP = 64;
+export const FT_GROUP = 256;
 
 /**
  * A queue of an interface: four rings as an AF_XDP socket has them (linux/if_xdp.h), shared with the kernel or with the
@@ -282,7 +282,6 @@ export const domain = struct('domain', 128 * 1024, {
   ports: [64, 'bytes', 4 * NM_BDG_MAXPORTS],
   /** Attached ports, in no order. */
   active: [1088, 'bytes', 4 * NM_BDG_MAXPORTS],
-  ft: [2112, 'bytes', nm_bdg_fwd.size * (FT_GROUP + NETMAP_MAX_FRAGS)],
   /** hash_ent[NM_BDG_HASH] */
   ht: [4096, 'bytes', hash_ent.size * NM_BDG_HASH],
   tx_running: [12288, 'bytes', ringList],
@@ -291,11 +290,12 @@ export const domain = struct('domain', 128 * 1024, {
   dirty: [12288 + 2 * 16384, 'bytes', ringList],
   /** Rings whose owner is to be interrupted. */
   signals: [12288 + 3 * 16384, 'bytes', 2 * ringList],
-  /** vnet_ent for each entry of `ft` */
-  vnet: [94208, 'bytes', vnet_ent.size * (FT_GROUP + NETMAP_MAX_FRAGS)],
-  offload: [94208 + 2048, 'bytes', offload.size],
+  offload: [94 * 1024, 'bytes', offload.size],
   /** Words of the slots of the packet that monitors are being shown. */
   mon_words: [96 * 1024, 'bytes', 8 * NETMAP_MAX_FRAGS],
   /** nic_queues that are up. */
   nics: [100 * 1024, 'bytes', 4 * NM_BDG_MAXPORTS * NM_BDG_MAXRINGS],
+  ft: [116 * 1024, 'bytes', nm_bdg_fwd.size * (FT_GROUP + NETMAP_MAX_FRAGS)],
+  /** vnet_ent for each entry of `ft` */
+  vnet: [119 * 1024, 'bytes', vnet_ent.size * (FT_GROUP + NETMAP_MAX_FRAGS)],
 });
