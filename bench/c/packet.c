@@ -16,25 +16,13 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <time.h>
+
+#include "common.h"
 
 enum { BATCH = 64, LONGEST = 2048, RECEIVE_BYTES = 4 << 20 };
 static uint8_t frames[BATCH][LONGEST];
 static struct iovec pieces[BATCH];
 static struct mmsghdr messages[BATCH];
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
-
-static double now_us(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
-}
 
 static void set(int s, int level, int name, int value, const char *what)
 {

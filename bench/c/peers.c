@@ -22,24 +22,12 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "common.h"
 
 static const uint8_t receiver_mac[6] = { 2, 0, 0, 0, 0, 2 }, sender_mac[6] = { 2, 0, 0, 0, 0, 1 };
 static uint8_t out[2048];
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
-
-static double now_us(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
-}
 
 static void frame(const uint8_t *dst, const uint8_t *src)
 {

@@ -14,9 +14,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "common.h"
 #include "rings.h"
 
 static struct {
@@ -29,20 +29,10 @@ static double ms;
 static struct kring tx, rx;
 static struct vale *vale;
 
-static double now_ms(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
-}
-
 static void *memory(size_t bytes)
 {
 	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	if (p == MAP_FAILED) {
-		perror("mmap");
-		exit(1);
-	}
+	if (p == MAP_FAILED) die("mmap");
 	return p;
 }
 
@@ -156,13 +146,13 @@ static uint32_t application(bool touch)
 static double one_thread(int how, double limit)
 {
 	uint64_t received = 0;
-	double start = now_ms(), elapsed;
+	double start = now_us() / 1e3, elapsed;
 	do {
 		for (uint32_t i = 0; i < 20000 / batch + 1; i++) {
 			received += application(false);
 			step(how);
 		}
-		elapsed = now_ms() - start;
+		elapsed = now_us() / 1e3 - start;
 	} while (elapsed < limit);
 	return (double)received / elapsed / 1e3;
 }
@@ -170,10 +160,7 @@ static double one_thread(int how, double limit)
 static double two_processes(int how, double limit)
 {
 	pid_t child = fork();
-	if (child < 0) {
-		perror("fork");
-		exit(1);
-	}
+	if (child < 0) die("fork");
 	if (child == 0) {
 		pin(1);
 		while (!__atomic_load_n(&shared->stop, __ATOMIC_RELAXED)) step(how);
@@ -181,10 +168,10 @@ static double two_processes(int how, double limit)
 	}
 	pin(0);
 	uint64_t received = 0;
-	double start = now_ms(), elapsed, begin = 0;
+	double start = now_us() / 1e3, elapsed, begin = 0;
 	do {
 		for (uint32_t i = 0; i < 1000; i++) received += application(true);
-		elapsed = now_ms() - start;
+		elapsed = now_us() / 1e3 - start;
 		if (begin == 0 && elapsed > limit / 10) {
 			begin = elapsed;
 			received = 0;

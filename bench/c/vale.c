@@ -9,17 +9,16 @@
 #include "rings.h"
 
 #define HASH_BITS 10
-#define GROUP 64u
+#define GROUP 256u
 #define BATCH 512u
 #define MAX_PORTS 254u
-#define DST_NONE MAX_PORTS
-#define DST_FLOOD 255u
+#define DST_FLOOD MAX_PORTS
 #define MAC_MASK 0xffffffffffffull
 
 struct fwd {
 	const uint8_t *src;
 	uint16_t len;
-	uint8_t flags, dst;
+	uint8_t flags;
 };
 
 struct vale {
@@ -77,7 +76,7 @@ static uint32_t scan(struct vale *v, struct kring *tx, uint32_t j, uint32_t *ent
 		if (flags & NS_BUF_CHANGED) slot_store(&tx->ring->slots[j], len, flags & ~NS_BUF_CHANGED);
 		if (buf_valid(idx, tx->num_bufs) && len >= 14 && len <= BUF_SIZE &&
 		    !(flags & (NS_INDIRECT | NS_MOREFRAG))) {
-			v->ft[n++] = (struct fwd){ tx->bufs + (size_t)idx * BUF_SIZE, (uint16_t)len, (uint8_t)flags, 0 };
+			v->ft[n++] = (struct fwd){ tx->bufs + (size_t)idx * BUF_SIZE, (uint16_t)len, (uint8_t)flags };
 			bytes += len;
 		} else {
 			tx->drop_bad++;
@@ -89,37 +88,32 @@ static uint32_t scan(struct vale *v, struct kring *tx, uint32_t j, uint32_t *ent
 	return j;
 }
 
-static void resolve(struct vale *v, struct kring *tx, uint32_t me, uint32_t n)
+/* Learns where the packet of an entry comes from. Returns the port it goes to; DST_FLOOD or more: all. */
+static inline uint64_t lookup(struct vale *v, uint32_t me, const struct fwd *f)
 {
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t lo, hi;
-		memcpy(&lo, v->ft[i].src, 8);
-		memcpy(&hi, v->ft[i].src + 8, 8);
-		uint64_t dmac = lo & MAC_MASK, smac = lo >> 48 | (hi & 0xffffffff) << 16;
-		if (!(smac & 1) && !(v->ft[i].flags & NS_NO_LEARN)) {
-			uint64_t learned = smac | (uint64_t)(me + 1) << 48, *e = &v->ht[rthash(smac)];
-			if (*e != learned) *e = learned;
-		}
-		uint64_t found = v->ht[rthash(dmac)];
-		uint32_t port = (uint32_t)(found >> 48), dst;
-		if (((found ^ dmac) & MAC_MASK) || port == 0) dst = DST_FLOOD;
-		else dst = port - 1 == me ? DST_NONE : port - 1;
-		tx->drop_nodst += dst == DST_NONE;
-		v->ft[i].dst = (uint8_t)dst;
-	}
-	tx->packets += n;
+	uint64_t lo, hi;
+	memcpy(&lo, f->src, 8);
+	memcpy(&hi, f->src + 8, 8);
+	uint64_t dmac = lo & MAC_MASK, smac = lo >> 48 | (hi & 0xffffffff) << 16;
+	uint64_t learned = smac | (uint64_t)(me + 1) << 48, *e = &v->ht[rthash(smac)];
+	if (*e != learned && !(smac & 1) && !(f->flags & NS_NO_LEARN)) *e = learned;
+	uint64_t found = v->ht[rthash(dmac)] ^ dmac;
+	return found & MAC_MASK ? DST_FLOOD : (found >> 48) - 1;
 }
 
-/* Copies a run of packets with the same destination. Returns the entry after it. */
-static uint32_t deliver_run(struct vale *v, uint32_t to, uint32_t i, uint32_t n)
+/*
+ * Copies the packet of entry i, and what follows it to the same port: to `sure` without looking, from there on as far as
+ * it goes to `dst`. Returns the entry after them.
+ */
+static uint32_t deliver(struct vale *v, uint32_t me, uint32_t to, uint64_t dst, uint32_t i, uint32_t sure, uint32_t n)
 {
 	struct kring *rx = v->rx[to];
 	if (!v->dirty[to]) {
 		v->dirty[to] = true;
 		rx_prologue(rx);
 	}
-	uint32_t dst = v->ft[i].dst, tail = rx->hwtail, space = rx_space(rx), packets = 0, bytes = 0;
-	for (; i < n && v->ft[i].dst == dst; i++) {
+	uint32_t tail = rx->hwtail, space = rx_space(rx), packets = 0, bytes = 0;
+	do {
 		if (space == 0) {
 			rx->drop_full++;
 			continue;
@@ -137,7 +131,7 @@ static uint32_t deliver_run(struct vale *v, uint32_t to, uint32_t i, uint32_t n)
 		}
 		space--;
 		if (++tail == rx->num_slots) tail = 0;
-	}
+	} while (++i < n && (i < sure || lookup(v, me, &v->ft[i]) == dst));
 	rx->hwtail = tail;
 	rx->packets += packets;
 	rx->slots += packets;
@@ -145,22 +139,25 @@ static uint32_t deliver_run(struct vale *v, uint32_t to, uint32_t i, uint32_t n)
 	return i;
 }
 
-static void deliver(struct vale *v, uint32_t me, uint32_t n)
+static void forward(struct vale *v, struct kring *tx, uint32_t me, uint32_t n)
 {
 	for (uint32_t i = 0; i < n;) {
-		uint32_t dst = v->ft[i].dst;
-		if (dst == DST_NONE) {
+		uint64_t dst = lookup(v, me, &v->ft[i]);
+		if (dst == me) {
+			tx->drop_nodst++;
 			i++;
-		} else if (dst != DST_FLOOD) {
-			i = deliver_run(v, dst, i, n);
+		} else if (dst < DST_FLOOD) {
+			i = deliver(v, me, (uint32_t)dst, dst, i, i, n);
 		} else {
 			uint32_t end = i + 1;
+			while (end < n && lookup(v, me, &v->ft[end]) >= DST_FLOOD) end++;
 			for (uint32_t p = 0; p < v->ports; p++) {
-				if (p != me) end = deliver_run(v, p, i, n);
+				if (p != me) deliver(v, me, p, 0, i, end, end);
 			}
 			i = end;
 		}
 	}
+	tx->packets += n;
 }
 
 uint32_t vale_step(struct vale *v, struct kring *tx, uint32_t me)
@@ -171,8 +168,7 @@ uint32_t vale_step(struct vale *v, struct kring *tx, uint32_t me)
 		uint32_t done = 0;
 		do {
 			uint32_t entries, next = scan(v, tx, j, &entries);
-			resolve(v, tx, me, entries);
-			deliver(v, me, entries);
+			forward(v, tx, me, entries);
 			done += distance(j, next, n);
 			j = next;
 		} while (j != tx->rhead && done < BATCH);
