@@ -5,7 +5,15 @@
 import { closeFd, watch } from './events.ts';
 import { check, lastErrno, libc, scratch } from './libc.ts';
 import { fillName } from './netif.ts';
-import { NETLINK_BYTES, netlinkAttributes, netlinkMessages, netlinkReceive, netlinkSocket } from './netlink.ts';
+import {
+  NETLINK_BYTES,
+  type NetlinkMessage,
+  netlinkAttributes,
+  netlinkDump,
+  netlinkMessages,
+  netlinkReceive,
+  netlinkSocket,
+} from './netlink.ts';
 
 const AF_INET = 2;
 const SOCK_DGRAM = 2;
@@ -23,6 +31,7 @@ const ETH_FLAG_LRO = 1 << 15;
 const RTMGRP_LINK = 1;
 const RTM_NEWLINK = 16;
 const RTM_DELLINK = 17;
+const RTM_GETLINK = 18;
 /** Bytes of struct ifinfomsg: index at 4, flags at 8. */
 const IFINFOMSG = 16;
 const IFLA_MTU = 4;
@@ -100,14 +109,33 @@ export interface LinkChange {
   readonly mtu: number;
 }
 
-/** Tells of changes of interfaces. Close what is returned to end that. */
+/**
+ * Tells of changes of interfaces. Close what is returned to end that. Where the kernel had more to tell than it keeps for a
+ * reader who is busy, all interfaces are told of as they are, and those that are there no more as gone.
+ */
 export function watchLinks(onChange: (change: LinkChange) => void): { close(): void } {
   const fd = netlinkSocket(RTMGRP_LINK, SOCK_NONBLOCK);
   const buffer = scratch(NETLINK_BYTES);
+  const known = new Set(allLinks().map(({ ifindex }) => ifindex));
+  const tell = (change: LinkChange): void => {
+    if (change.gone) known.delete(change.ifindex);
+    else known.add(change.ifindex);
+    onChange(change);
+  };
   const watching = watch(fd, { readable: true, writable: false }, () => {
+    let lost = false;
     for (let n = 0; (n = netlinkReceive(fd, buffer)) >= 0; ) {
-      for (const change of parseLinks(buffer.view, n)) onChange(change);
+      if (n === 0) lost = true;
+      for (const message of netlinkMessages(buffer.view, n)) {
+        const change = parseLink(buffer.view, message);
+        if (change !== undefined) tell(change);
+      }
     }
+    if (!lost) return;
+    const there = allLinks();
+    const gone = [...known].filter((ifindex) => !there.some((link) => link.ifindex === ifindex));
+    for (const ifindex of gone) tell({ ifindex, gone: true, running: false, mtu: 0 });
+    for (const link of there) tell(link);
   });
   return {
     close: () => {
@@ -117,16 +145,24 @@ export function watchLinks(onChange: (change: LinkChange) => void): { close(): v
   };
 }
 
-function* parseLinks(view: DataView, bytes: number): Generator<LinkChange> {
-  for (const { type, at, end } of netlinkMessages(view, bytes)) {
-    // Of another family: it became, or ceased to be, a port of a bridge.
-    if ((type !== RTM_NEWLINK && type !== RTM_DELLINK) || view.getUint8(at) !== 0) continue;
-    let mtu = 0;
-    for (const a of netlinkAttributes(view, at + IFINFOMSG, end)) {
-      if (a.type === IFLA_MTU) mtu = view.getUint32(a.at, true);
-    }
-    const up = IFF_UP | IFF_RUNNING;
-    const running = (view.getUint32(at + 8, true) & up) === up;
-    yield { ifindex: view.getInt32(at + 4, true), gone: type === RTM_DELLINK, running, mtu };
+/** All interfaces, as a change would tell of them. */
+function allLinks(): LinkChange[] {
+  const found: LinkChange[] = [];
+  netlinkDump(RTM_GETLINK, IFINFOMSG, (view, message) => {
+    const link = parseLink(view, message);
+    if (link !== undefined) found.push(link);
+  });
+  return found;
+}
+
+function parseLink(view: DataView, { type, at, end }: NetlinkMessage): LinkChange | undefined {
+  // Of another family: it became, or ceased to be, a port of a bridge.
+  if ((type !== RTM_NEWLINK && type !== RTM_DELLINK) || view.getUint8(at) !== 0) return undefined;
+  let mtu = 0;
+  for (const a of netlinkAttributes(view, at + IFINFOMSG, end)) {
+    if (a.type === IFLA_MTU) mtu = view.getUint32(a.at, true);
   }
+  const up = IFF_UP | IFF_RUNNING;
+  const running = (view.getUint32(at + 8, true) & up) === up;
+  return { ifindex: view.getInt32(at + 4, true), gone: type === RTM_DELLINK, running, mtu };
 }
