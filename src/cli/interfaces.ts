@@ -17,7 +17,7 @@ export interface InterfaceRecord {
   readonly lro: boolean;
 }
 
-export const ownNamespace = (): string => readlinkSync('/proc/self/ns/net');
+const ownNamespace = (): string => readlinkSync('/proc/self/ns/net');
 
 const folder = (runDir: string): string => join(runDir, 'interfaces');
 

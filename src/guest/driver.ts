@@ -45,7 +45,7 @@ interface Csb {
 }
 
 /** A MAC address as text, from the two registers of it. */
-export function macFromRegisters(hi: number, lo: number): string {
+function macFromRegisters(hi: number, lo: number): string {
   const digits = (hi & 0xffff).toString(16).padStart(4, '0') + lo.toString(16).padStart(8, '0');
   return digits.replaceAll(/(..)(?!$)/g, '$1:');
 }

@@ -1,4 +1,4 @@
-/** Event descriptors: eventfd, timerfd, epoll, poll. */
+/** Event descriptors: eventfd, epoll, poll. */
 import { readlinkSync } from 'node:fs';
 import koffi from 'koffi';
 import { errno, SysError } from './errno.ts';
@@ -15,7 +15,6 @@ const EPOLL_CTL_ADD = 1;
 const EPOLL_CTL_DEL = 2;
 export const EPOLLIN = 1;
 export const EPOLLOUT = 4;
-export const EPOLLERR = 8;
 export const EPOLLHUP = 0x10;
 export const EPOLLRDHUP = 0x2000;
 export const EPOLLET = 0x80000000;
@@ -38,7 +37,7 @@ export function eventfdSignal(fd: number): number {
   return libc.write(fd, one.address, 8) === 8 ? 0 : lastErrno();
 }
 
-/** Reads and clears an eventfd or timerfd. Returns the counter, 0 if there was none (non-blocking descriptors). */
+/** Reads and clears an eventfd. Returns the counter, 0 if there was none (non-blocking descriptors). */
 export function eventfdRead(fd: number): bigint {
   if (libc.read(fd, eight.address, 8) === 8) return eight.view.getBigUint64(0, true);
   const e = lastErrno();
@@ -86,19 +85,6 @@ export function dup(fd: number): number {
 /** Closes a descriptor; negative ones are ignored, errors too (nothing is to be done about them). */
 export function closeFd(fd: number): void {
   if (fd >= 0) libc.close(fd);
-}
-
-/** A timerfd on the monotonic clock, non-blocking. */
-export function timerfd(): number {
-  return check(libc.timerfd_create(1, 0x80800), 'timerfd_create');
-}
-
-const itimerspec = scratch(32);
-/** Arms a timerfd to fire once after `ms` milliseconds (0 disarms it). */
-export function timerfdSet(fd: number, ms: number): void {
-  itimerspec.view.setBigInt64(16, BigInt(Math.floor(ms / 1000)), true);
-  itimerspec.view.setBigInt64(24, BigInt(Math.floor((ms % 1000) * 1e6)), true);
-  check(libc.timerfd_settime(fd, 0, itimerspec.address, 0), 'timerfd_settime');
 }
 
 /** An epoll instance. `wait` allocates nothing. */

@@ -10,7 +10,7 @@ const NLM_F_REQUEST_DUMP = 0x301;
 const NLMSG_ERROR = 2;
 const NLMSG_DONE = 3;
 /** Bytes of struct nlmsghdr. */
-export const NLMSGHDR = 16;
+const NLMSGHDR = 16;
 /** Longest datagram of the kernel. */
 export const NETLINK_BYTES = 65536;
 

@@ -78,7 +78,7 @@ function tapError(name: string, e: number): SysError {
 }
 
 /** Says what the reader of the interface does for the network stack. */
-export function setTapOffload(tap: Tap, offload: TapOffload): void {
+function setTapOffload(tap: Tap, offload: TapOffload): void {
   const tso = offload.txcsum && offload.tso ? TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN : 0;
   const bits = (offload.txcsum ? TUN_F_CSUM : 0) | tso;
   check(libc.ioctl(tap.fds[0]!, TUNSETOFFLOAD, bits), `ioctl(${tap.name}, TUNSETOFFLOAD, ${bits})`);

@@ -102,7 +102,7 @@ function totalText(from: string, to: string, moved: Moved): string {
 }
 
 /** Passes packets on until cancelled. @returns what went from a to b, and from b to a */
-export async function bridgeLoop(
+async function bridgeLoop(
   job: BridgeJob,
   a: NetmapPort,
   b: NetmapPort,

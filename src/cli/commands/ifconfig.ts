@@ -52,7 +52,7 @@ const FLAGS = new Map([
 ]);
 
 /** What ifconfig(8) would print of an interface. */
-export function interfaceText(r: InterfaceRecord): string {
+function interfaceText(r: InterfaceRecord): string {
   const { name } = r;
   const flags = interfaceFlags(name);
   const names = [...FLAGS].filter(([bit]) => (flags & bit) !== 0).map(([, text]) => text);
