@@ -6,6 +6,7 @@ export {
   NAF_FORCE_RECLAIM,
   NETMAP_MAX_FRAGS,
   netmap_if,
+  netmap_slot,
   NR_DIR_RX,
   NR_DIR_TX,
   NR_DO_RX_POLL,

@@ -113,6 +113,16 @@ export class NetmapRing {
     return i + 1 === this.numSlots ? 0 : i + 1;
   }
 
+  /**
+   * Where slot i is in the port's memory: &ring->slot[i], the byte offset of a netmap_slot; the slots up to the last one
+   * follow. For loops over many slots, which then read and write words of `port.m` without a check for each.
+   * @throws RangeError if there is no such slot, or no ring any more (the port was closed)
+   */
+  slotOfs(i: number): number {
+    if (this.#m === noMemory) throw new RangeError(`${this.name} has no slots: its port was closed`);
+    return this.#slot(i);
+  }
+
   /** Index of slot i's buffer (buf_idx). */
   bufIdx(i: number): number {
     return this.#m.u32[this.#slot(i) >>> 2]!;

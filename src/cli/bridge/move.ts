@@ -4,6 +4,7 @@
  */
 import { NS_MOREFRAG, type Views } from '../../api/index.ts';
 import type { PktPort, PktRing } from '../pkt-gen/run.ts';
+import { BUF_CHANGED, LEN, LEN_FLAGS, MOREFRAG, SLOT_WORDS } from '../slot-words.ts';
 
 /** Up to this length a loop over words is faster than copyWithin. */
 const SHORT_COPY = 256;
@@ -40,6 +41,48 @@ function wholePackets(rx: PktRing, room: number, limit: number): number {
   return room > limit ? wholePackets(rx, room, room) : 0;
 }
 
+/** Exchanges the buffers of n slots, of which the first are at words r and t; len and NS_MOREFRAG go with the packets. */
+function exchange(src: PktPort, r: number, dst: PktPort, t: number, n: number, moved: Moved): void {
+  const from = src.m.u32;
+  const to = dst.m.u32;
+  const { bufSize } = src;
+  const end = r + n * SLOT_WORDS;
+  let packets = 0;
+  let bytes = 0;
+  for (; r !== end; r += SLOT_WORDS, t += SLOT_WORDS) {
+    const full = from[r]!;
+    const lenFlags = from[r + LEN_FLAGS]!;
+    let len = lenFlags & LEN;
+    if (len > bufSize) {
+      moved.bad += 1;
+      len = 0;
+    }
+    from[r] = to[t]!;
+    from[r + LEN_FLAGS] = lenFlags | BUF_CHANGED;
+    to[t] = full;
+    to[t + LEN_FLAGS] = (to[t + LEN_FLAGS]! & ~(LEN | MOREFRAG)) | BUF_CHANGED | (lenFlags & MOREFRAG) | len;
+    bytes += len;
+    if ((lenFlags & MOREFRAG) === 0) packets += 1;
+  }
+  moved.packets += packets;
+  moved.bytes += bytes;
+}
+
+/** Copies a slot's packet. */
+function copySlot(src: PktPort, rx: PktRing, j: number, dst: PktPort, tx: PktRing, k: number, moved: Moved): void {
+  let len = rx.len(j);
+  if (len > src.bufSize) {
+    moved.bad += 1;
+    len = 0;
+  }
+  const more = rx.flags(j) & NS_MOREFRAG;
+  copyBytes(src.m, rx.bufOfs(j), dst.m, tx.bufOfs(k), len);
+  tx.setLen(k, len);
+  tx.setFlags(k, (tx.flags(k) & ~NS_MOREFRAG) | more);
+  moved.bytes += len;
+  if (more === 0) moved.packets += 1;
+}
+
 /** Moves up to `limit` slots from an rx ring to a tx ring; returns how many. */
 function ringsMove(
   src: PktPort,
@@ -53,24 +96,13 @@ function ringsMove(
   const slots = wholePackets(rx, tx.space(), limit);
   let j = rx.head;
   let k = tx.head;
-  for (let i = 0; i < slots; i++) {
-    let len = rx.len(j);
-    if (len > src.bufSize) {
-      moved.bad += 1;
-      len = 0;
-    }
-    const more = rx.flags(j) & NS_MOREFRAG;
-    if (zeroCopy) {
-      const full = rx.bufIdx(j);
-      rx.setBufIdx(j, tx.bufIdx(k));
-      tx.setBufIdx(k, full);
-    } else copyBytes(src.m, rx.bufOfs(j), dst.m, tx.bufOfs(k), len);
-    tx.setLen(k, len);
-    tx.setFlags(k, (tx.flags(k) & ~NS_MOREFRAG) | more);
-    moved.bytes += len;
-    if (more === 0) moved.packets += 1;
-    j = rx.next(j);
-    k = tx.next(k);
+  for (let left = slots; left > 0; ) {
+    const n = Math.min(left, rx.numSlots - j, tx.numSlots - k);
+    if (zeroCopy) exchange(src, rx.slotOfs(j) >>> 2, dst, tx.slotOfs(k) >>> 2, n, moved);
+    else for (let i = 0; i < n; i++) copySlot(src, rx, j + i, dst, tx, k + i, moved);
+    left -= n;
+    j = j + n === rx.numSlots ? 0 : j + n;
+    k = k + n === tx.numSlots ? 0 : k + n;
   }
   rx.head = j;
   rx.cur = j;

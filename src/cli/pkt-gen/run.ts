@@ -25,6 +25,7 @@ export type PktRing = Pick<
   | 'flags'
   | 'setFlags'
   | 'bufOfs'
+  | 'slotOfs'
 >;
 
 /** What a loop uses of a port. */

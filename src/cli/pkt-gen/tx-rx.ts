@@ -3,6 +3,7 @@
  * packet there is a slot to write or read, and nothing is allocated.
  */
 import { NS_BUF_CHANGED, NS_MOREFRAG, POLLIN, POLLOUT } from '../../api/index.ts';
+import { BUF_CHANGED, LEN, LEN_FLAGS, MOREFRAG, SLOT_WORDS } from '../slot-words.ts';
 import type { Packet } from './frame.ts';
 import { dumpSlot, type PktPort, type PktRing, type Run } from './run.ts';
 import type { SequenceCheck } from './sequence.ts';
@@ -82,6 +83,38 @@ function sendPackets(
   return sent;
 }
 
+/**
+ * The same for packets of one slot that do not change. A slot that holds what it should is not written: so its cache line stays
+ * where it is read too.
+ */
+function sendSame(port: PktPort, ring: PktRing, frame: Packet, limit: number): number {
+  const { u32 } = port.m;
+  const { numSlots } = ring;
+  const space = ring.space();
+  const sent = space < limit ? space : limit;
+  const wanted = frame.slotLen;
+  let head = ring.head;
+  for (let left = sent; left > 0; ) {
+    const n = left < numSlots - head ? left : numSlots - head;
+    const first = (ring.slotOfs(head) >>> 2) + LEN_FLAGS;
+    const end = first + n * SLOT_WORDS;
+    for (let w = first; w !== end; w += SLOT_WORDS) {
+      const is = u32[w]!;
+      if (is === wanted) continue;
+      if ((is & BUF_CHANGED) !== 0) frame.copyTo(port.m, ring.bufOfs(head + (w - first) / SLOT_WORDS));
+      u32[w] = wanted;
+    }
+    left -= n;
+    head = head + n === numSlots ? 0 : head + n;
+  }
+  if (sent > 0) {
+    ring.head = head;
+    ring.cur = head;
+  }
+  if (sent < limit) ring.cur = ring.tail; // as above
+  return sent;
+}
+
 /** Sends until the count is reached or the run is cancelled, then waits until the host has taken everything. */
 export async function txLoop(port: PktPort, run: Run, frame: Packet): Promise<void> {
   const { job, counters } = run;
@@ -96,6 +129,7 @@ export async function txLoop(port: PktPort, run: Run, frame: Packet): Promise<vo
   const numbered = job.func === 'txseq';
   const varied = job.packetFile === undefined && (ranges || random || minSize > 0 || numbered);
   const changing = !job.rubbish && (varied || job.alwaysCopy);
+  const same = pieces.frags === 1 && !changing && !dump;
   // Packets of different rings have no order: numbered ones go through the first.
   const rings = numbered ? port.txRings.slice(0, 1) : port.txRings;
   for (const ring of port.txRings)
@@ -121,7 +155,9 @@ export async function txLoop(port: PktPort, run: Run, frame: Packet): Promise<vo
       if (job.count > 0) limit = Math.min(limit, job.count - counters.pkts);
       if (limit <= 0) break;
       if (minSize > 0) frame.setSize(minSize + Math.floor(Math.random() * (size - minSize)));
-      const sent = sendPackets(port, ring, frame, pieces, limit, changing, dump);
+      const sent = same
+        ? sendSame(port, ring, frame, limit)
+        : sendPackets(port, ring, frame, pieces, limit, changing, dump);
       if (sent === 0) continue;
       counters.pkts += sent;
       counters.bytes += sent * frame.size;
@@ -153,15 +189,29 @@ function receivePackets(port: PktPort, r: number, limit: number, run: Run, check
   const ring = port.rxRings[r]!;
   const space = ring.space();
   const n = space < limit ? space : limit;
+  const { u32 } = port.m;
+  const { numSlots } = ring;
+  const { dump } = run.job;
   let head = ring.head;
   let bytes = 0;
   let complete = 0;
-  for (let i = 0; i < n; i++) {
-    bytes += ring.len(head);
-    if (run.job.dump) process.stdout.write(dumpSlot(port, ring, head));
-    if (check !== undefined) check.slot(port, r, ring, head);
-    if ((ring.flags(head) & NS_MOREFRAG) === 0) complete++;
-    head = ring.next(head);
+  for (let left = n; left > 0; ) {
+    const part = left < numSlots - head ? left : numSlots - head;
+    const first = (ring.slotOfs(head) >>> 2) + LEN_FLAGS;
+    const end = first + part * SLOT_WORDS;
+    for (let w = first; w !== end; w += SLOT_WORDS) {
+      const is = u32[w]!;
+      bytes += is & LEN;
+      if ((is & MOREFRAG) === 0) complete++;
+    }
+    if (dump || check !== undefined) {
+      for (let i = head; i < head + part; i++) {
+        if (dump) process.stdout.write(dumpSlot(port, ring, i));
+        check?.slot(port, r, ring, i);
+      }
+    }
+    left -= part;
+    head = head + part === numSlots ? 0 : head + part;
   }
   ring.head = head;
   ring.cur = head;

@@ -5,6 +5,7 @@ import {
   NR_NO_TX_POLL,
   NR_TIMESTAMP,
   NS_BUF_CHANGED,
+  netmap_slot,
   nm_csb_atok,
   nm_csb_ktoa,
 } from '../../../src/abi/index.ts';
@@ -82,7 +83,9 @@ test('the ring keeps netmap’s vocabulary: slots, buffers, flags', () =>
     ring.setLen(0, 511);
     assert.deepEqual([ring.flags(0), ring.len(0)], [0x20, 511]);
     ring.setBufIdx(0, a);
+    assert.deepEqual([ring.slotOfs(1) - ring.slotOfs(0), netmap_slot.get.len(port.m, ring.slotOfs(0))], [16, 511]);
     assert.throws(() => ring.len(8), /tx ring 0 has no slot 8/);
+    assert.throws(() => ring.slotOfs(8), /tx ring 0 has no slot 8/);
     assert.throws(() => ring.len(-1), /no slot -1/);
     ring.setBufIdx(0, 99_999);
     assert.throws(() => ring.bufOfs(0), /slot 0 of tx ring 0 has buffer 99999/);
@@ -197,6 +200,7 @@ test('close: pending waits end, later calls say so, and reading a ring is harmle
   await Promise.all([port.close(), port.close()]);
   await pending;
   assert.throws(() => port.rxsync(), /port was closed/);
+  assert.throws(() => port.txRings[0]!.slotOfs(0), /tx ring 0 has no slots: its port was closed/);
   assert.equal(port.rxRings[0]!.len(0), undefined);
   closeFd(socket);
 });

@@ -50,6 +50,9 @@ export class FakeRing implements PktRing {
   bufOfs(i: number): number {
     return this.#port.buffers + (this.bufIdx(i) - NETMAP_FIRST_BUF) * this.#port.bufSize;
   }
+  slotOfs(i: number): number {
+    return this.#slot(i);
+  }
   #slot(i: number): number {
     return this.#slots + i * netmap_slot.size;
   }

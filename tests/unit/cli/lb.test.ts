@@ -90,6 +90,7 @@ class Ring implements PktRing {
   flags = (i: number): number => this.#flags[i]!;
   setFlags = (i: number, flags: number): void => void (this.#flags[i] = flags);
   bufOfs = (i: number): number => this.idx[i]! * 64;
+  slotOfs = (i: number): number => i;
 }
 
 test('balancer against a model: every packet to one pipe of each group, whole, in order; no buffer lost or doubled', () => {
