@@ -19,7 +19,7 @@ import { NicQueues } from './nic-queues.ts';
 const LOOK_US = 20;
 /** Longest sleep while any ring runs: what a lost wake-up can cost (R12). */
 const SLEEP_MS = 100;
-/** Longest spin on a busy machine, µs (src/os/spin.ts). */
+/** Longest spin without yielding, µs (src/os/spin.ts). */
 const SPIN_ALONE_US = 64;
 
 /**
@@ -139,7 +139,7 @@ export class Kloop {
         this.#spin.inVain();
         this.#arm();
         armedAt = nowUs();
-      } else this.#spin.pause(now / 1000);
+      } else this.#spin.pause();
     }
   }
 

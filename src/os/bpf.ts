@@ -39,7 +39,7 @@ const attr = scratch(128);
 function bpf(command: number, what: string, fill: (view: DataView) => void): number {
   attr.u8.fill(0);
   fill(attr.view);
-  const result = libc.syscall(SYS_BPF, command, attr.address, attr.u8.length);
+  const result = libc.syscall(SYS_BPF, command, attr.address, attr.u8.length, 0);
   if (result < 0) throw bpfError(what, lastErrno());
   return result;
 }

@@ -72,7 +72,11 @@ export const libc = {
   sendmsg: fn<(fd: N, msg: N, flags: N) => N>('sendmsg', ['int', 'size_t', 'int'], 'long'),
   recvmsg: fn<(fd: N, msg: N, flags: N) => N>('recvmsg', ['int', 'size_t', 'int'], 'long'),
   ioctl: fn<(fd: N, request: N, argument: N) => N>('ioctl', ['int', 'ulong', 'size_t']),
-  syscall: fn<(number: N, a: N, b: N, c: N) => N>('syscall', ['long', 'long', 'size_t', 'size_t'], 'long'),
+  syscall: fn<(number: N, a: N, b: N, c: N, d: N) => N>(
+    'syscall',
+    ['long', 'long', 'size_t', 'size_t', 'size_t'],
+    'long',
+  ),
   flock: fn<(fd: N, op: N) => N>('flock', ['int', 'int']),
   sched_setaffinity: fn<(pid: N, bytes: N, mask: N) => N>('sched_setaffinity', ['int', 'size_t', 'size_t']),
   sched_yield: fn<() => N>('sched_yield', []),

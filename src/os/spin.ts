@@ -1,28 +1,29 @@
 /**
  * How long a thread that waits for another one looks again before it sleeps. A sleep costs both sides tens of µs, so where
  * what it waits for comes within that time, it spins; the time adapts to what happened last. Between two looks it gives its CPU
- * away: who is to bring what it waits for may be waiting for this very CPU. Where somebody else takes the CPU instead, a
- * thread that sleeps and is woken is better off than one that yields: then it does without, for a while.
+ * away: who is to bring what it waits for may be waiting for this very CPU. With a short time slice it soon has it back,
+ * also from somebody who computes; where Linux has no such slices it does without yielding.
  */
-import { yieldCpu } from './process.ts';
+import { shortTimeSlice, yieldCpu } from './process.ts';
 
-/** Bounds of the time, µs, the upper one where yielding does no harm. */
+/** Bounds of the time, µs, the upper one for who yields. */
 const MIN_US = 4;
 const MAX_US = 128;
-/** A yield that took longer than this, µs, went to somebody who computes; how long to do without then, ms. */
-const LONG_YIELD_US = 400;
-const NO_YIELD_MS = 2000;
 
 export class Spin {
-  /** Most µs to spin without yielding. */
   readonly #alone: number;
+  readonly #prepare: () => boolean;
   #us: number;
-  /** Before this time (performance.now()) it does not yield. */
-  #yieldsFrom = 0;
+  /** Whether this thread yields; found out when it spins for the first time. */
+  #yields: boolean | undefined;
 
-  /** @param alone most µs to spin while it does without yielding */
-  constructor(alone: number) {
+  /**
+   * @param alone most µs to spin without yielding
+   * @param prepare prepares the calling thread for yielding; whether it is to do so
+   */
+  constructor(alone: number, prepare = shortTimeSlice) {
     this.#alone = alone;
+    this.#prepare = prepare;
     this.#us = Math.min(MIN_US, alone);
   }
 
@@ -33,8 +34,8 @@ export class Spin {
 
   /** Something came while it was spinning. */
   paid(): void {
-    const most = performance.now() < this.#yieldsFrom ? this.#alone : MAX_US;
-    this.#us = Math.min(most, Math.max(MIN_US, this.#us * 2));
+    this.#yields ??= this.#prepare();
+    this.#us = Math.min(this.#yields ? MAX_US : this.#alone, Math.max(MIN_US, this.#us * 2));
   }
 
   /** Nothing came. */
@@ -50,21 +51,16 @@ export class Spin {
     }
   }
 
-  /** To be called between two looks. @param now performance.now() */
-  pause(now: number): void {
-    if (this.#us <= MIN_US || now < this.#yieldsFrom) return;
-    yieldCpu();
-    const then = performance.now();
-    if ((then - now) * 1000 <= LONG_YIELD_US) return;
-    this.#yieldsFrom = then + NO_YIELD_MS;
-    this.#us = Math.min(this.#us, this.#alone);
+  /** To be called between two looks. */
+  pause(): void {
+    if (this.#yields === true && this.#us > MIN_US) yieldCpu();
   }
 
   /** Spins until `look(arg)` says yes, at most until `end` (performance.now()). Returns whether it did. */
   until(look: (arg: number) => boolean, arg: number, end: number): boolean {
     const begin = performance.now();
     for (let now = begin; now < end && (now - begin) * 1000 < this.#us; now = performance.now()) {
-      this.pause(now);
+      this.pause();
       if (!look(arg)) continue;
       this.paid();
       return true;

@@ -1,7 +1,9 @@
 /** Looking again before a sleep: for how long, by a clock of the test's own. */
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
-import { Spin } from '../../../src/os/index.ts';
+import { spawnSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { shortTimeSlice, Spin } from '../../../src/os/index.ts';
 
 /** A clock in µs that moves on by `step` whenever it is read. */
 function clock(t: TestContext, step: number): { us: number; step: number } {
@@ -11,7 +13,7 @@ function clock(t: TestContext, step: number): { us: number; step: number } {
 }
 
 test('a spin that pays gets longer, up to a limit; one in vain shorter, down to where it began', () => {
-  const spin = new Spin(64);
+  const spin = new Spin(64, () => true);
   const least = spin.us;
   for (let i = 0; i < 20; i++) spin.paid();
   const most = spin.us;
@@ -25,7 +27,7 @@ test('a spin that pays gets longer, up to a limit; one in vain shorter, down to 
 });
 
 test('only a short sleep speaks for spinning', () => {
-  const spin = new Spin(64);
+  const spin = new Spin(64, () => true);
   const least = spin.us;
   spin.slept(5000);
   assert.equal(spin.us, least);
@@ -34,7 +36,7 @@ test('only a short sleep speaks for spinning', () => {
 });
 
 test('who shall not spin alone does not look at all until a spin would have paid; then until something comes, or the end', (t) => {
-  const spin = new Spin(0);
+  const spin = new Spin(0, () => true);
   const time = clock(t, 1);
   let looks = 0;
   const nothing = (): boolean => ++looks < 0;
@@ -51,20 +53,21 @@ test('who shall not spin alone does not look at all until a spin would have paid
   assert.ok(looks > 0 && looks <= 10, `${looks} looks in 10 µs`);
 });
 
-test('a CPU that comes back late ends yielding: no longer than alone for two seconds, then as before', (t) => {
+test('who cannot yield spins no longer than alone', () => {
   for (const alone of [0, 64]) {
-    const spin = new Spin(alone);
-    const time = clock(t, 1);
-    for (let i = 0; i < 20; i++) spin.paid();
-    const most = spin.us;
-    time.step = 1000;
-    spin.pause(time.us / 1000);
-    time.step = 1;
+    let prepared = 0;
+    const spin = new Spin(alone, () => ++prepared < 0);
     for (let i = 0; i < 20; i++) spin.paid();
     assert.equal(spin.us, alone);
-    time.us += 2.1e6;
-    for (let i = 0; i < 20; i++) spin.paid();
-    assert.equal(spin.us, most);
-    t.mock.restoreAll();
+    assert.equal(prepared, 1);
   }
+});
+
+test('a short time slice is the thread’s own, and not of what it starts', () => {
+  const slice = (): string => /se\.slice *: *(\d+)/.exec(readFileSync('/proc/thread-self/sched', 'utf8'))?.[1] ?? '';
+  const before = slice();
+  if (!shortTimeSlice()) return assert.equal(slice(), before);
+  assert.equal(slice(), '100000');
+  const child = spawnSync('grep', ['se.slice', '/proc/self/sched'], { encoding: 'utf8' }).stdout;
+  assert.equal(/(\d+)\s*$/.exec(child)?.[1], before);
 });
