@@ -6,6 +6,8 @@ import { LINKTYPE_ETHERNET } from '../pcap/format.ts';
 import { CaptureError, CaptureReader } from '../pcap/reader.ts';
 import type { Bandwidth, Delay, Loss } from './models.ts';
 
+/** Packets that may be lost one after the other while the walk has no end: then nothing gets through. */
+const ALL_LOST = 1_000_000;
 /** Longest packet that a chain of slots may be. */
 const MAX_PACKET = 65535;
 
@@ -94,10 +96,10 @@ export class Schedule {
     this.#loss = loss;
   }
 
-  /** False at the end. */
+  /** False at the end, or if a walk without one loses everything: who waits for it sees no signal meanwhile. */
   next(): boolean {
     const { bytes, gap, packets } = this.#trace;
-    for (;;) {
+    for (let inRow = 0; inRow < ALL_LOST || this.#loopsLeft !== Number.POSITIVE_INFINITY; inRow++) {
       if (++this.packet === packets) {
         this.packet = 0;
         if (--this.#loopsLeft <= 0) return false;
@@ -112,5 +114,6 @@ export class Schedule {
       this.time = Math.max(this.#out + this.#delay(), this.time + onLink);
       return true;
     }
+    return false;
   }
 }

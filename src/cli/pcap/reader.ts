@@ -123,7 +123,10 @@ export class CaptureReader {
       if (bytes > MAX_RECORD) this.#skip(bytes);
       else {
         if (!this.#fill(bytes)) this.#bad('ends in a block');
-        if (type === PCAPNG.IDB) this.#interfaces.push(this.#interface(bytes));
+        if (type === PCAPNG.IDB) {
+          if (bytes < 20) this.#bad(`has a description of an interface of ${bytes} bytes`);
+          this.#interfaces.push(this.#interface(bytes));
+        }
         this.#at += bytes;
       }
     }

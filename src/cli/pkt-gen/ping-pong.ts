@@ -148,7 +148,8 @@ function answer(port: PktPort, rx: PktRing, tx: PktRing, run: Run): number {
   let answered = 0;
   for (let i = 0; i < n; i++) {
     if (room > 0) {
-      const len = rx.len(rxHead);
+      // Whoever has the region may write any length; what is copied ends with the buffer.
+      const len = Math.min(rx.len(rxHead), port.bufSize);
       if (run.job.dump) process.stdout.write(dumpSlot(port, rx, rxHead));
       const from = rx.bufOfs(rxHead);
       const to = tx.bufOfs(txHead);

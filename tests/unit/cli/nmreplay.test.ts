@@ -36,6 +36,17 @@ test('-B: the times of the trace, faster, or those of a link', () => {
   assert.deepEqual(at('0'), [0, 0, 0]);
 });
 
+test('-L: a link that loses everything ends a walk that would have no end', () => {
+  const t = trace([100, 0], [1500, 0]);
+  for (const loss of ['1', 'plr,1', 'ber,0.9']) {
+    const all = new Schedule(t, Number.POSITIVE_INFINITY, parseBandwidth('1G'), none.delay, parseLoss(loss, random(1)));
+    assert.equal(all.next(), false);
+    assert.equal(all.lost, 1_000_000);
+    const once = new Schedule(t, 1, parseBandwidth('1G'), none.delay, parseLoss(loss, random(1)));
+    assert.deepEqual([once.next(), once.lost], [false, 2]);
+  }
+});
+
 test('-D: never another order, at least a transmission time apart', () => {
   const t = trace(...Array.from({ length: 500 }, () => [125, 0] as const));
   for (const delay of ['10u', 'constant,10u', 'uniform,1u,50u', 'exp,20u,5u']) {

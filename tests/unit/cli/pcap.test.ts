@@ -132,6 +132,8 @@ test('what is no capture, or ends in the middle, is an error that names the file
   writeFileSync(file, '');
   assert.throws(() => readAll(file), /neither/);
   assert.throws(() => readAll(join(dir, 'none')), { code: 'ENOENT' });
+  writeFileSync(file, hex('0a0d0d0a 0000001c 1a2b3c4d 0001 0000 ffffffffffffffff 0000001c 00000001 0000000c 0000000c'));
+  assert.throws(() => readAll(file), /x has a description of an interface of 12 bytes$/);
   // Any bytes behind a header: an error or packets, never anything else.
   const start = hex(
     '0a0d0d0a 0000001c 1a2b3c4d 0001 0000 ffffffffffffffff 0000001c 00000001 00000014 0001 0000 00000000 00000014',

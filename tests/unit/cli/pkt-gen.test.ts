@@ -209,6 +209,18 @@ test('ping passes over packets that are no answers', async () => {
   assert.equal(result.rtt?.received, 3);
 });
 
+test('pong copies no more than a buffer, whatever length a slot says', async () => {
+  const [a, b] = wire();
+  b.receive(new Uint8Array(60).fill(7), 0);
+  b.rxRings[0]!.setLen(0, 65_535);
+  await run(b, { f: 'pong', n: '1' }).done;
+  assert.deepEqual(
+    b.sent.map(({ bytes }) => bytes.length),
+    [b.bufSize],
+  );
+  assert.equal(a.sent.length, 0);
+});
+
 test("reports are pkt-gen's lines", async () => {
   const [a] = wire();
   a.keepSent = false;
