@@ -1,20 +1,16 @@
 /** Which rings of a port an open gets: those that its name selects, if nobody has one of them. */
-import { NR_EXCLUSIVE, NR_RX_RINGS_ONLY, NR_TX_RINGS_ONLY } from '../abi/index.ts';
+import { NR_EXCLUSIVE } from '../abi/index.ts';
 import { errno, SysError } from '../os/index.ts';
 import type { PortName, SelectedRings } from '../ports/index.ts';
 import { allRings, parsePortName, selectRings } from '../ports/index.ts';
+import { checkWholeQueues } from './nics.ts';
 import { ownerText } from './opens.ts';
 import type { Port } from './port-table.ts';
 import { ringsInUse } from './port-table.ts';
 
 /** The rings of a port that a name selects. @throws SysError EBUSY: one is in use; SelectionError */
 export function freeRings(port: Port, name: PortName): SelectedRings {
-  if (port.kind === 'nic' && (name.flags & (NR_RX_RINGS_ONLY | NR_TX_RINGS_ONLY)) !== 0) {
-    throw new SysError(
-      `open ${name.text}: the two rings of an interface's queue go together (no /R, /T)`,
-      errno.EOPNOTSUPP,
-    );
-  }
+  if (port.kind === 'nic') checkWholeQueues(name);
   const rings = selectRings(port.record, name);
   const used = ringsInUse(port);
   for (const ring of allRings(rings)) {

@@ -55,6 +55,7 @@ export async function connectNic(
     if (hosted) await start(record, nic.vnetHdrLen);
     const at = reserve(nic.links.length * nic_queue.size);
     for (const [i, link] of nic.links.entries()) {
+      if (link === undefined) continue;
       const queue = at + i * nic_queue.size;
       const rings = Object.fromEntries(XSK_RINGS.map((ring) => [ring, reserve(sizes[ring])]));
       const [tx, rx] = [record.txRings[i]!, record.rxRings[i]!];

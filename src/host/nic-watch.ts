@@ -1,7 +1,7 @@
 /** Follows the interfaces that are ports: link, MTU, and whether they are there (rtnetlink). Control thread. docs/nics.md */
 import type { LinkChange } from '../os/index.ts';
 import { watchLinks } from '../os/index.ts';
-import type { Nic } from './nics.ts';
+import { type Nic, parseInterface } from './nics.ts';
 
 /** A port's connection to its interface. */
 export interface NicUse {
@@ -41,7 +41,10 @@ export class NicWatch {
       host: 'tc',
     };
     const why = nic.because === undefined ? '' : ` (${nic.because})`;
-    this.#events.log('info', `interface ${nic.name}: ${how[nic.mode]}, ${nic.links.length} queues${why}`);
+    const both = parseInterface(nic.name).part === 'both';
+    const queues = nic.links.filter((link) => link !== undefined).length - (both ? 1 : 0);
+    const host = both ? `; the host's stack: ${how.host}` : '';
+    this.#events.log('info', `interface ${nic.name}: ${how[nic.mode]}, ${queues} queues${why}${host}`);
   }
 
   remove(use: NicUse): void {

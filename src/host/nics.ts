@@ -7,12 +7,13 @@
  * Control thread.
  */
 import { writeFileSync } from 'node:fs';
-import { NR_REG_ALL_NIC, NR_REG_NIC_SW, NR_REG_SW } from '../abi/index.ts';
+import { NR_REG_ALL_NIC, NR_REG_NIC_SW, NR_REG_SW, NR_RX_RINGS_ONLY, NR_TX_RINGS_ONLY } from '../abi/index.ts';
 import type { NicLink } from '../kloop/index.ts';
 import type { XdpMode } from '../os/index.ts';
 import {
   carriesDefaultRoute,
   closeFd,
+  dropFromWire,
   errno,
   IFF_UP,
   interfaceDriver,
@@ -23,6 +24,7 @@ import {
   openTap,
   packetSocket,
   promiscuous,
+  receiveFromWire,
   redirectAll,
   setInterfaceFlags,
   SysError,
@@ -37,12 +39,15 @@ import type { PortName } from '../ports/index.ts';
 import { MAX_RINGS_PER_PORT } from '../ports/index.ts';
 import type { NicOffloads } from './nic-offloads.ts';
 
-/** How the frames are had: AF_XDP with the program in the driver or in the kernel, packet sockets, or a TAP interface. */
+/**
+ * How the frames are had: AF_XDP with the program in the driver or in the kernel, packet sockets, a TAP interface; the host's
+ * by tc. Of both, it is the wire's.
+ */
 export type NicMode = XdpMode | 'packet' | 'tap' | 'host';
 
 /** An interface in use by a port. */
 export interface Nic {
-  /** "eth0"; "eth0^" for the host's stack at that interface. */
+  /** "eth0"; "eth0^" for the host's stack at that interface, "eth0*" for both. */
   readonly name: string;
   readonly ifindex: number;
   readonly mode: NicMode;
@@ -51,8 +56,8 @@ export interface Nic {
   readonly mac: readonly number[];
   /** Bytes of the VirtIO network header of its frames. */
   readonly vnetHdrLen: number;
-  /** One for each ring. */
-  readonly links: readonly NicLink[];
+  /** Of each pair of rings; undefined: it leads nowhere. */
+  readonly links: readonly (NicLink | undefined)[];
   readonly mtu: number;
   close(): void;
 }
@@ -77,10 +82,18 @@ const FRAME_OVERHEAD = 22;
 /** Names of interfaces that are made if they are not there. */
 const TAP_NAME = /^tap/;
 
-/** Whether the host's stack is meant ("eth0^"), and the interface. */
-export function parseInterface(name: string): { readonly iface: string; readonly host: boolean } {
-  const host = name.endsWith('^');
-  return { iface: host ? name.slice(0, -1) : name, host };
+/** What of an interface a port has: its wire ("eth0"), the host's stack there ("eth0^"), or both ("eth0*"). */
+export type NicPart = 'wire' | 'host' | 'both';
+
+export function parseInterface(name: string): { readonly iface: string; readonly part: NicPart } {
+  if (name.endsWith('^')) return { iface: name.slice(0, -1), part: 'host' };
+  return name.endsWith('*') ? { iface: name.slice(0, -1), part: 'both' } : { iface: name, part: 'wire' };
+}
+
+/** Whether two ports of interfaces cannot be there at once, by their interfaces' names. */
+export function sameRings(a: string, b: string): boolean {
+  const [x, y] = [parseInterface(a), parseInterface(b)];
+  return x.iface === y.iface && (x.part === y.part || x.part === 'both' || y.part === 'both');
 }
 
 function exists(iface: string): boolean {
@@ -97,37 +110,47 @@ function exists(iface: string): boolean {
  * Rings, each way, that a port of an interface has. @throws SysError ENXIO: there is none of that name; E2BIG: too many
  */
 export function nicRings(name: string): number {
-  const { iface, host } = parseInterface(name);
+  const { iface, part } = parseInterface(name);
   if (!exists(iface)) {
-    if (TAP_NAME.test(name) && !host) return 1;
+    if (TAP_NAME.test(name) && part === 'wire') return 1;
     const advice = `"ptnet vale-ctl -n ${iface}" makes a persistent VALE port`;
     throw new SysError(`there is no interface ${iface} (${advice} of that name)`, errno.ENXIO);
   }
-  if (host || interfaceDriver(iface) === 'tun') return 1;
-  const queues = interfaceQueues(iface);
-  if (2 * queues > MAX_RINGS_PER_PORT) {
-    const most = Math.floor(MAX_RINGS_PER_PORT / 2);
+  if (part === 'host') return 1;
+  const queues = interfaceDriver(iface) === 'tun' ? 1 : interfaceQueues(iface);
+  const ofHost = part === 'both' ? 1 : 0;
+  if (2 * (queues + ofHost) > MAX_RINGS_PER_PORT) {
+    const most = Math.floor(MAX_RINGS_PER_PORT / 2) - ofHost;
     const advice = `a port has at most ${most} (ethtool -L ${iface} combined ${most})`;
     throw new SysError(`interface ${iface} has ${queues} receive queues; ${advice}`, errno.E2BIG);
   }
-  return queues;
+  return queues + ofHost;
 }
 
-/** Takes an interface, or the host's stack at one, for a port. @throws SysError; nothing is kept then */
+/** Takes an interface, the host's stack at one, or both, for a port. @throws SysError; nothing is kept then */
 export function openNic(name: string, needs: NicNeeds): Nic {
-  const { iface, host } = parseInterface(name);
+  const { iface, part } = parseInterface(name);
   const undo: (() => void)[] = [];
   try {
-    if (host) return openHost(name, iface, needs, undo);
-    if (!exists(iface) || interfaceDriver(iface) === 'tun') {
-      const tap = openTapNic(iface, needs, undo);
-      if (tap !== undefined) return tap;
-    }
-    return openCard(iface, needs, undo);
+    if (part === 'host') return openHost(iface, needs, undo);
+    const wire = openWire(iface, needs, undo);
+    if (part === 'wire') return wire;
+    const queues = nicRings(iface);
+    const host = openHost(iface, needs, undo);
+    const links = Array.from({ length: queues }, (_, i) => wire.links[i]);
+    return { ...wire, name, links: [...links, ...host.links] };
   } catch (e) {
     for (const action of undo.toReversed()) action();
     throw e;
   }
+}
+
+function openWire(iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
+  if (!exists(iface) || interfaceDriver(iface) === 'tun') {
+    const tap = openTapNic(iface, needs, undo);
+    if (tap !== undefined) return tap;
+  }
+  return openCard(iface, needs, undo);
 }
 
 /** Undoes everything, once: a descriptor closed twice may be somebody else's by then. */
@@ -172,6 +195,14 @@ function openCard(iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
   undo.push(needs.offloads.switchOff(iface, ifindex, ['gro']));
   const fd = packetSocket(ifindex);
   undo.push(() => closeFd(fd));
+  receiveFromWire(fd);
+  try {
+    const drop = dropFromWire(ifindex);
+    undo.push(() => closeFd(drop));
+  } catch (e) {
+    if (!(e instanceof SysError)) throw e;
+    because += `; the host receives its frames too: ${e.message}`;
+  }
   const pieces = Math.ceil((mtu + FRAME_OVERHEAD) / needs.bufSize);
   return { ...common, mode: 'packet', because, links: [{ kind: 'frames', fd, packet: true, pieces }] };
 }
@@ -245,7 +276,7 @@ function piecesOf(mtu: number, bufSize: number, vnetHdrLen: number): number {
  * The host's stack at an interface: what it sends there goes to a TAP interface of ours instead, and what we write into
  * that one is received at the interface (two tc programs, held by links).
  */
-function openHost(name: string, iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
+function openHost(iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
   const { bufSize, vnetHdr } = needs;
   const ifindex = interfaceIndex(iface);
   checkDefaultRoute(iface, ifindex, needs);
@@ -268,7 +299,7 @@ function openHost(name: string, iface: string, needs: NicNeeds, undo: (() => voi
   undo.push(() => closeFd(out));
   const mtu = interfaceMtu(iface);
   return {
-    name,
+    name: `${iface}^`,
     ifindex,
     mode: 'host',
     because: undefined,
@@ -281,15 +312,17 @@ function openHost(name: string, iface: string, needs: NicNeeds, undo: (() => voi
 }
 
 /**
- * The port that a name means: "netmap:eth0^" (the host's rings of netmap) is a port of its own here.
- * @throws SysError EOPNOTSUPP: "netmap:eth0*"
+ * The port that a name means: "netmap:eth0^" (the host's rings of netmap) and "netmap:eth0*" (those and the card's) are ports
+ * of their own here.
  */
 export function hostRingsName(name: PortName): PortName {
-  if (name.kind !== 'netmap') return name;
-  if (name.mode === NR_REG_NIC_SW) {
-    const both = `${name.name} and ${name.name}^`;
-    throw new SysError(`open ${name.text}: open the two ports ${both} in its place`, errno.EOPNOTSUPP);
-  }
-  if (name.mode !== NR_REG_SW) return name;
-  return { ...name, name: `${name.name}^`, port: `${name.port}^`, mode: NR_REG_ALL_NIC };
+  if (name.kind !== 'netmap' || (name.mode !== NR_REG_SW && name.mode !== NR_REG_NIC_SW)) return name;
+  const part = name.mode === NR_REG_SW ? '^' : '*';
+  return { ...name, name: `${name.name}${part}`, port: `${name.port}${part}`, mode: NR_REG_ALL_NIC };
+}
+
+/** @throws SysError EOPNOTSUPP: only the rings of one direction of an interface are wanted */
+export function checkWholeQueues({ text, flags }: PortName): void {
+  if ((flags & (NR_RX_RINGS_ONLY | NR_TX_RINGS_ONLY)) === 0) return;
+  throw new SysError(`open ${text}: the two rings of an interface's queue go together (no /R, /T)`, errno.EOPNOTSUPP);
 }

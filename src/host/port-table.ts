@@ -13,7 +13,7 @@ import type { NicPort } from './nic-queues.ts';
 import { connectNic } from './nic-queues.ts';
 import type { NicOffloads } from './nic-offloads.ts';
 import type { NicWatch } from './nic-watch.ts';
-import { openNic } from './nics.ts';
+import { openNic, sameRings } from './nics.ts';
 import type { Open } from './opens.ts';
 import type { PortOwner, Regions, SharedRegion } from './regions.ts';
 
@@ -138,7 +138,9 @@ export class PortTable {
     withHost = false,
   ): Promise<Port> {
     const hosted = domainName !== name;
-    const taken = [...this.#ports.values()].find(({ nic }) => nic?.nic.name === iface && !nic.state.gone);
+    const taken = [...this.#ports.values()].find(
+      ({ nic }) => nic?.state.gone === false && sameRings(nic.nic.name, iface),
+    );
     if (taken !== undefined) throw new SysError(`interface ${iface} is a port already: ${taken.name}`, errno.EBUSY);
     const bufSize = region.region.layout.bufPool.objsz;
     const mayCutOff = withHost || this.#mayCutOff(iface);

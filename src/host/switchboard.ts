@@ -22,7 +22,7 @@ import type { Open } from './opens.ts';
 import { isMonitor, monitorConfig } from './monitors.ts';
 import type { NicOffloads } from './nic-offloads.ts';
 import { type NicEvents, type NicUse, NicWatch } from './nic-watch.ts';
-import { hostRingsName, nicRings } from './nics.ts';
+import { checkWholeQueues, hostRingsName, nicRings } from './nics.ts';
 import type { Port } from './port-table.ts';
 import { PortTable } from './port-table.ts';
 import type { PortOwner, RegionSizes, SharedRegion } from './regions.ts';
@@ -152,6 +152,7 @@ export class Switchboard {
     const existing = this.#ports.find(name.name);
     if (isMonitor(name)) return monitorConfig(name, existing?.config ?? this.#shape({ ...name, flags: 0 }, config));
     if (name.kind !== 'netmap' || existing !== undefined) return config;
+    checkWholeQueues(name);
     const rings = nicRings(name.port);
     return { ...config, txRings: rings, rxRings: rings };
   }

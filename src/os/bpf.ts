@@ -5,7 +5,7 @@
  */
 import { errno, SysError } from './errno.ts';
 import { closeFd } from './events.ts';
-import { lastErrno, libc, scratch } from './libc.ts';
+import { check, lastErrno, libc, scratch } from './libc.ts';
 
 const SYS_BPF = 321;
 const BPF_MAP_CREATE = 0;
@@ -14,6 +14,7 @@ const BPF_PROG_LOAD = 5;
 const BPF_PROG_TEST_RUN = 10;
 const BPF_LINK_CREATE = 28;
 const BPF_MAP_TYPE_XSKMAP = 17;
+const BPF_PROG_TYPE_SOCKET_FILTER = 1;
 const BPF_PROG_TYPE_SCHED_CLS = 3;
 const BPF_PROG_TYPE_XDP = 6;
 const BPF_XDP = 37;
@@ -27,6 +28,14 @@ const XDP_VERDICT = { drop: 1, pass: 2 } as const;
 const BPF_F_TEST_XDP_LIVE_FRAMES = 2;
 /** struct xdp_md */
 const XDP_MD_RX_QUEUE_INDEX = 16;
+/** struct __sk_buff */
+const SKB_TC_INDEX = 44;
+/** tc_index of frames that we have an interface receive, which did not come from its wire. */
+const INJECTED = 0x7074;
+const TCX_NEXT = -1;
+const TCX_DROP = 2;
+const SOL_SOCKET = 1;
+const SO_ATTACH_BPF = 50;
 const FUNC_REDIRECT = 23;
 const FUNC_REDIRECT_MAP = 51;
 
@@ -90,6 +99,16 @@ class Assembler {
   /** dst = *(u32 *)(src + offset) */
   loadWord(dst: number, src: number, offset: number): this {
     return this.add(0x61, dst, src, offset, 0);
+  }
+
+  /** *(u32 *)(dst + offset) = src */
+  storeWord(dst: number, offset: number, src: number): this {
+    return this.add(0x63, dst, src, offset, 0);
+  }
+
+  /** Passes over the next instruction if dst == immediate. */
+  skipIfEqual(dst: number, immediate: number): this {
+    return this.add(0x15, dst, 0, 1, immediate);
   }
 
   /** dst = the map of a descriptor */
@@ -197,11 +216,43 @@ export function redirectAll(
   from: { readonly ifindex: number; readonly at: 'ingress' | 'egress' },
   to: { readonly ifindex: number; readonly as: 'received' | 'sent' },
 ): number {
-  const program = new Assembler().mov(1, to.ifindex).mov(2, to.as === 'received' ? BPF_F_INGRESS : 0);
-  const type = from.at === 'ingress' ? BPF_TCX_INGRESS : BPF_TCX_EGRESS;
-  const fd = load(BPF_PROG_TYPE_SCHED_CLS, type, 0, program.call(FUNC_REDIRECT).exit());
+  const program = new Assembler();
+  if (to.as === 'received') program.mov(2, INJECTED).storeWord(1, SKB_TC_INDEX, 2);
+  program
+    .mov(1, to.ifindex)
+    .mov(2, to.as === 'received' ? BPF_F_INGRESS : 0)
+    .call(FUNC_REDIRECT);
+  const what = `redirect the frames of interface ${from.ifindex} (tcx, Linux 6.6)`;
+  return tcx(program, from.ifindex, from.at === 'ingress' ? BPF_TCX_INGRESS : BPF_TCX_EGRESS, what);
+}
+
+/**
+ * Has the stack receive nothing that comes from an interface's wire, but what `redirectAll` has it receive. Packet
+ * sockets get all of it before. Returns the link's descriptor.
+ */
+export function dropFromWire(ifindex: number): number {
+  const program = new Assembler().loadWord(2, 1, SKB_TC_INDEX).mov(0, TCX_NEXT);
+  program.skipIfEqual(2, INJECTED).mov(0, TCX_DROP);
+  return tcx(program, ifindex, BPF_TCX_INGRESS, `drop what interface ${ifindex} receives (tcx, Linux 6.6)`);
+}
+
+function tcx(program: Assembler, ifindex: number, type: number, what: string): number {
+  const fd = load(BPF_PROG_TYPE_SCHED_CLS, type, 0, program.exit());
   try {
-    return link(fd, from.ifindex, type, 0, `redirect the frames of interface ${from.ifindex} (tcx, Linux 6.6)`);
+    return link(fd, ifindex, type, 0, what);
+  } finally {
+    closeFd(fd);
+  }
+}
+
+/** Has a packet socket get what comes from the wire, and not what `redirectAll` has its interface receive. */
+export function receiveFromWire(socket: number): void {
+  const program = new Assembler().loadWord(2, 1, SKB_TC_INDEX).mov(0, 0).skipIfEqual(2, INJECTED).mov(0, -1).exit();
+  const fd = load(BPF_PROG_TYPE_SOCKET_FILTER, 0, 0, program);
+  const value = scratch(4);
+  value.view.setInt32(0, fd, true);
+  try {
+    check(libc.setsockopt(socket, SOL_SOCKET, SO_ATTACH_BPF, value.address, 4), 'setsockopt(SO_ATTACH_BPF)');
   } finally {
     closeFd(fd);
   }

@@ -2,12 +2,16 @@
  * The other end of the wire, as a process in its own network namespace, with packet sockets.
  *   send IF COUNT BYTES WINDOW [VLAN]   sends numbered frames, at most WINDOW more than standard input says have arrived
  *                                       (0: as fast as it can)
+ *   stack IF COUNT BYTES WINDOW         the same, by the way of what the host's stack sends (past tc)
  *   receive IF [VLAN]                   counts numbered frames until SIGINT; says how many there are as they come
  * Says "ready", and at the end what it counted, as JSON.
  */
 import { closeFd, errno, interfaceIndex, PacketVector, packetSocket, TAG_AT, watch } from '../../src/os/index.ts';
-import { scratch } from '../../src/os/libc.ts';
+import { libc, scratch } from '../../src/os/libc.ts';
 import { FrameCounter, writeFrame } from './nic-frames.ts';
+
+const SOL_PACKET = 263;
+const PACKET_QDISC_BYPASS = 20;
 
 const [command, iface, ...rest] = process.argv.slice(2) as [string, string, ...string[]];
 const fd = packetSocket(interfaceIndex(iface));
@@ -19,7 +23,11 @@ function end(result: Readonly<Record<string, number>>): void {
   process.stdout.write(`${JSON.stringify(result)}\n`, () => process.exit());
 }
 
-if (command === 'send') {
+if (command === 'stack') {
+  const off = scratch(4);
+  libc.setsockopt(fd, SOL_PACKET, PACKET_QDISC_BYPASS, off.address, 4);
+}
+if (command !== 'receive') {
   const [count, bytes, window, vlan] = rest.map(Number) as [number, number, number, number?];
   vector.set(0, frame.address, bytes);
   let arrived = 0;
