@@ -80,7 +80,9 @@ export class Daemon {
     try {
       await daemon.#start();
     } catch (e) {
-      await daemon.#end();
+      const late = daemon.#late(1);
+      await daemon.#end().catch((failed: unknown) => daemon.log.error({ err: failed }, 'the end was not orderly'));
+      clearTimeout(late);
       throw e;
     }
     return daemon;
@@ -101,6 +103,7 @@ export class Daemon {
         void this.stop(`thread ${thread} failed: ${error.message}`, 1);
       },
     });
+    if (this.#stopping !== undefined) throw new Error('a thread failed while the daemon was starting');
     const log = (level: 'info' | 'warn', message: string): void => this.log[level](message);
     const offloads = new NicOffloads(this.#runDir.offloads, log);
     offloads.recover();
@@ -178,11 +181,7 @@ export class Daemon {
   async #stop(reason: string, code: number): Promise<void> {
     this.#ending = true;
     this.log.info(`stopping: ${reason}`);
-    const late = setTimeout(() => {
-      this.log.error('the threads did not end in time; ending the process');
-      this.#leave();
-      exitNow(code === 0 ? 1 : code);
-    }, END_MS);
+    const late = this.#late(code);
     try {
       await this.#end();
     } catch (e) {
@@ -190,6 +189,15 @@ export class Daemon {
     }
     clearTimeout(late);
     this.#resolveExited({ code, reason });
+  }
+
+  /** Ends the process as it is, unless that is cleared in time (R20). */
+  #late(code: number): NodeJS.Timeout {
+    return setTimeout(() => {
+      this.log.error('the threads did not end in time; ending the process');
+      this.#leave();
+      exitNow(code === 0 ? 1 : code);
+    }, END_MS);
   }
 
   async #end(): Promise<void> {

@@ -35,7 +35,10 @@ export class Threads {
     this.devices = devices;
   }
 
-  /** Starts all threads; resolves when they run. Mail that comes before they look waits for them. */
+  /**
+   * Starts all threads; resolves when they run. Mail that comes before they look waits for them.
+   * @throws Error: one could not be started; none is left then
+   */
   static async start(count: number, arenaBytes: number | undefined, hooks: ThreadHooks): Promise<Threads> {
     const datapaths: Datapath[] = [];
     const forDevices: DevicesThreadData['threads'][number][] = [];
@@ -59,19 +62,27 @@ export class Threads {
     }
     const devicesMail = new MessageChannel();
     const threads = new Threads(datapaths, new Mailbox(devicesMail.port1));
-    await Promise.all(
-      toStart.map(({ data, transfer }, index) =>
-        threads.#spawn(`datapath ${index}`, '../kloop/thread.js', data, transfer, hooks, (event: KloopEvent) =>
-          hooks.onKloopEvent(index, event),
+    try {
+      await Promise.all(
+        toStart.map(({ data, transfer }, index) =>
+          threads.#spawn(`datapath ${index}`, '../kloop/thread.js', data, transfer, hooks, (event: KloopEvent) =>
+            hooks.onKloopEvent(index, event),
+          ),
         ),
-      ),
-    );
-    const data: DevicesThreadData = { mail: devicesMail.port2, threads: forDevices };
-    const transfer = [devicesMail.port2, ...forDevices.flatMap((t) => [t.mail, t.watcher])];
-    await threads.#spawn('devices', './devices-thread.js', data, transfer, hooks, (event: DevicesEvent) =>
-      hooks.onDevicesEvent(event),
-    );
-    return threads;
+      );
+      const data: DevicesThreadData = { mail: devicesMail.port2, threads: forDevices };
+      const transfer = [devicesMail.port2, ...forDevices.flatMap((t) => [t.mail, t.watcher])];
+      await threads.#spawn('devices', './devices-thread.js', data, transfer, hooks, (event: DevicesEvent) =>
+        hooks.onDevicesEvent(event),
+      );
+      return threads;
+    } catch (e) {
+      // They sleep in native calls, where the end of a thread does not reach them: rung for, they look, and end.
+      const ended = threads.#workers.map((w) => w.terminate());
+      threads.wakeAll();
+      await Promise.all(ended);
+      throw e;
+    }
   }
 
   /** Resolves when the worker runs. */

@@ -1,6 +1,7 @@
 /** R20: every way out of the daemon, with real processes: it always ends, soon, and its guests are told. */
 import assert from 'node:assert/strict';
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
@@ -95,12 +96,31 @@ for (const [fault, says] of faults) {
       await guest.line(/^gone/);
       late?.kill();
     } finally {
-      const { rmSync } = await import('node:fs');
       rmSync(file, { force: true });
       await lab.stop();
     }
   });
 }
+
+test('R20: a thread that does not start: the daemon ends with status 1, though others sleep in native calls', async () => {
+  const dir = mkdtempSync(join(tmpdir(), 'ptnet-start-'));
+  const env = {
+    NODE_OPTIONS: `--import ${INJECT}`,
+    PTNET_FAULT: 'datapath:start',
+    PTNET_FAULT_FILE: join(dir, 'file'),
+  };
+  try {
+    for (let i = 0; i < 5; i++) {
+      const daemon = new Process([MAIN, 'host', '--run-dir', join(dir, 'run'), '--threads', '4'], env);
+      assert.deepEqual(await ends(daemon), { code: 1, signal: null });
+      assert.match(daemon.stderr, /injected into datapath/);
+      assert.equal(existsSync(join(dir, 'run', 'control.sock')), false);
+      rmSync(join(dir, 'file'));
+    }
+  } finally {
+    rmSync(dir, { recursive: true, force: true });
+  }
+});
 
 for (const thread of ['datapath', 'devices'] as const) {
   test(`R20: the ${thread} thread blocked in a native call: SIGTERM ends the daemon all the same`, async () => {
@@ -123,7 +143,6 @@ for (const thread of ['datapath', 'devices'] as const) {
       await guest.line(/^gone/);
       late.kill();
     } finally {
-      const { rmSync } = await import('node:fs');
       rmSync(file, { force: true });
       await lab.stop();
     }
@@ -137,7 +156,6 @@ test('R2: a trap in the datapath stops its switch: the daemon says so, refuses o
     PTNET_FAULT: 'datapath:trap',
     PTNET_FAULT_FILE: file,
   });
-  const { rmSync } = await import('node:fs');
   try {
     const guest = lab.guest('traffic', 'vale0:a');
     await guest.line(/^running/);

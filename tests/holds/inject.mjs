@@ -1,8 +1,9 @@
 /**
  * Loaded into every thread of a daemon (NODE_OPTIONS=--import): makes one thread fail once a file exists. PTNET_FAULT is
- * THREAD:WHAT (main, devices, datapath; throw, block, reject, trap), PTNET_FAULT_FILE the file.
+ * THREAD:WHAT (main, devices, datapath; throw, block, reject, trap), PTNET_FAULT_FILE the file. datapath:start: the first
+ * datapath thread makes the file, and the others do not start.
  */
-import { existsSync } from 'node:fs';
+import { existsSync, writeFileSync } from 'node:fs';
 import { syncBuiltinESMExports } from 'node:module';
 import workers from 'node:worker_threads';
 
@@ -24,7 +25,13 @@ if (here === where && here !== '') {
     if (what === 'reject') return void Promise.reject(new Error(`injected into ${here}`));
     throw what === 'trap' ? new WebAssembly.RuntimeError('injected trap') : new Error(`injected into ${here}`);
   };
-  if (here !== 'datapath') {
+  if (what === 'start') {
+    try {
+      writeFileSync(file, '', { flag: 'wx' });
+    } catch {
+      fail();
+    }
+  } else if (here !== 'datapath') {
     const timer = setInterval(() => {
       if (!existsSync(file)) return;
       clearInterval(timer);
