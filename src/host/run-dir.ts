@@ -77,7 +77,7 @@ export class RunDir {
     try {
       this.#lock = openSync(join(path, LOCK), 'a+', 0o600);
     } catch (e) {
-      throw new RunDirError(`cannot write to the run directory: ${text(e)}; choose another with --run-dir`);
+      throw unwritable(e);
     }
     if (!tryLock(this.#lock)) {
       const pid = readFileSync(join(path, LOCK), 'utf8').trim();
@@ -87,8 +87,13 @@ export class RunDir {
       );
     }
     chmodSync(path, mode);
-    ftruncateSync(this.#lock);
-    writeFileSync(this.#lock, `${process.pid}\n`);
+    try {
+      ftruncateSync(this.#lock);
+      writeFileSync(this.#lock, `${process.pid}\n`);
+    } catch (e) {
+      closeSync(this.#lock);
+      throw unwritable(e);
+    }
     this.#clean();
   }
 
@@ -122,5 +127,8 @@ function makeDirs(path: string, mode: number): void {
     if ((e as NodeJS.ErrnoException).code !== 'EEXIST' || !lstatSync(path).isDirectory()) throw e;
   }
 }
+
+const unwritable = (e: unknown): RunDirError =>
+  new RunDirError(`cannot write to the run directory: ${text(e)}; choose another with --run-dir`);
 
 const text = (e: unknown): string => (e instanceof Error ? e.message : String(e));
