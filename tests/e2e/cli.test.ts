@@ -149,6 +149,18 @@ test('pkt-gen: when the port goes, what was counted is told before the error', a
   assert.match(stderr, /^ptnet: the daemon of port vale0:b is gone .*\n$/m);
 });
 
+test('pkt-gen: a sender whose packets nobody takes says what it waits for', async (t) => {
+  const daemon = await host(t);
+  const tx = start(t, 'pkt-gen', '--run-dir', daemon.runDir, '-i', 'netmap:x{1', '-f', 'tx', '-n', '10');
+  let said = '';
+  tx.child.stderr?.on('data', (text: Buffer) => (said += text.toString()));
+  await until(() => said.includes('does anybody receive?'));
+  tx.child.kill('SIGINT');
+  const { status, stdout } = await tx.ended;
+  assert.equal(status, 0);
+  assert.match(stdout, /^Sent 10 packets /m);
+});
+
 test('a configuration that cannot be read ends with 2', () => {
   const { status, stderr } = run('host', '--config', '/nonexistent/ptnet.yaml');
   assert.equal(status, 2);

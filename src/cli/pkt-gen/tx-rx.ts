@@ -169,15 +169,23 @@ export async function txLoop(port: PktPort, run: Run, frame: Packet): Promise<vo
   counters.end = performance.now();
 }
 
-/** Waits until the host has sent everything (nm_tx_pending), or 2 s after the end was asked for by a signal. */
+/**
+ * Waits until the host has sent everything (nm_tx_pending), or 2 s after the end was asked for by a signal. After a
+ * second it says so: a pipe holds what is sent until somebody receives.
+ */
 async function flush(port: PktPort, run: Run): Promise<void> {
   port.txsync();
   let giveUp = Number.POSITIVE_INFINITY;
+  let sayAt = performance.now() + 1000;
   for (const ring of port.txRings) {
     while (ring.next(ring.tail) !== ring.head) {
       const now = performance.now();
       if (run.cancelled) giveUp = Math.min(giveUp, now + 2000);
       if (now > giveUp) return;
+      if (now > sayAt) {
+        sayAt = Number.POSITIVE_INFINITY;
+        run.log('waiting until all packets are taken: does anybody receive?\n');
+      }
       await run.breathe(now);
       port.txsync();
     }
