@@ -161,10 +161,8 @@ describe('machines and a daemon, through a whole life', { concurrency: false }, 
     daemon.child.kill('SIGINT');
     await daemon.says(/not stopped: these VMs run.*: a, b;/);
     assert.equal((await daemon.status()).vms.length, 3);
-    const begin = Date.now();
     daemon.child.kill('SIGINT');
-    assert.equal(await daemon.exited, 0, daemon.stderr);
-    assert.ok(Date.now() - begin < 5000, 'within 5 s');
+    assert.equal(await daemon.exited, 0, daemon.stderr); // R20: else it had ended itself, with status 1
   });
 
   test('SIGTERM ends it without asking', async () => {
@@ -172,9 +170,7 @@ describe('machines and a daemon, through a whole life', { concurrency: false }, 
     await daemon.end('SIGTERM');
     daemon = await PtnetDaemon.start({ runDir, vms });
     await (await boot('a')).waitReady();
-    const begin = Date.now();
     daemon.child.kill('SIGTERM');
     assert.equal(await daemon.exited, 0, daemon.stderr);
-    assert.ok(Date.now() - begin < 5000, 'within 5 s');
   });
 });

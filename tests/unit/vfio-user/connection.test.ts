@@ -199,7 +199,7 @@ test('after one client another may be served by the same device', async () => {
   await first.client.reset();
   first.client.close();
   await first.server.closed;
-  await using second = await serveClient('socket');
+  await using second = await serveClient('socket', {}, first.device);
   await second.client.reset();
-  first.device.destroy();
+  assert.deepEqual(second.device.calls, ['reset', 'disconnected', 'reset']);
 });

@@ -149,9 +149,12 @@ export interface Served extends AsyncDisposable {
 }
 
 /** A served device with a client that has negotiated. */
-export async function serveClient(kind: Kind = 'memory', opts: ServerOptions = {}): Promise<Served> {
+export async function serveClient(
+  kind: Kind = 'memory',
+  opts: ServerOptions = {},
+  device = new RecordingDevice(),
+): Promise<Served> {
   const [a, b] = transportPair(kind);
-  const device = new RecordingDevice();
   const log: string[] = [];
   const server = new ServerConnection(a, device, { log: (line) => log.push(line), ...opts });
   const client = new VfioUserClient(b);
