@@ -12,6 +12,7 @@ import {
 } from '../os/index.ts';
 import { MTU_MAX, MTU_MIN, parseEther } from '../api/index.ts';
 import { UsageError } from './errors.ts';
+import { inet6Groups } from './inet6.ts';
 
 export interface InterfaceWords {
   inet?: { readonly address: Uint8Array; readonly prefix: number };
@@ -79,21 +80,8 @@ export function parseAddress(text: string, family: 4 | 6): { address: Uint8Array
     const example = family === 4 ? 'inet 10.0.0.1/24' : 'inet6 fd00::1/64';
     throw new UsageError(`"${text}" is no IPv${family} address with a prefix length, as in: ${example}`);
   }
-  return { address: family === 4 ? Uint8Array.from(address.split('.'), Number) : inet6Bytes(address), prefix };
-}
-
-function inet6Bytes(text: string): Uint8Array {
-  // An IPv4 address may stand at the end.
-  const plain = text.replace(/(\d+)\.(\d+)\.(\d+)\.(\d+)$/, (_, a, b, c, d) => {
-    return `${(Number(a) * 256 + Number(b)).toString(16)}:${(Number(c) * 256 + Number(d)).toString(16)}`;
-  });
-  const [left = '', right] = plain.split('::');
-  const words = (part: string): number[] =>
-    part === '' ? [] : part.split(':').map((word) => Number.parseInt(word, 16));
-  const tail = words(right ?? '');
-  const head = words(left);
-  const all = [...head, ...Array.from({ length: 8 - head.length - tail.length }, () => 0), ...tail];
-  return Uint8Array.from(all.flatMap((word) => [word >> 8, word & 255]));
+  if (family === 4) return { address: Uint8Array.from(address.split('.'), Number), prefix };
+  return { address: Uint8Array.from(inet6Groups(address).flatMap((group) => [group >> 8, group & 255])), prefix };
 }
 
 /** Does what the words say to an interface, in an order that works. @throws SysError */

@@ -1,6 +1,7 @@
 /** Ranges of addresses and ports on pkt-gen's command line: `IP[:PORT[-IP:PORT]]`, IPv6 addresses in brackets or not. */
 import { isIPv6 } from 'node:net';
 import { UsageError } from '../errors.ts';
+import { inet6Groups } from '../inet6.ts';
 import type { IpRange } from './frame.ts';
 
 const DEFAULT_PORT = 1234;
@@ -32,7 +33,7 @@ export function ipv6Range(option: string, text: string): IpRange {
         `${option} ${text}: must be IPV6 or [IPV6]:PORT[-[IPV6]:PORT], e.g. [fd00::1]:1-[fd00::9]:2`,
       );
     }
-    return { groups: groupsOf(address), port: port === undefined ? undefined : Number(port) };
+    return { groups: inet6Groups(address), port: port === undefined ? undefined : Number(port) };
   });
   const [a, b = a, more] = ends;
   if (a === undefined || b === undefined || more !== undefined) {
@@ -51,16 +52,4 @@ function ports(first: number | undefined, second: number | undefined): { port0: 
   const a = first ?? DEFAULT_PORT;
   const b = second ?? a;
   return { port0: Math.min(a, b), port1: Math.max(a, b) };
-}
-
-/** The 8 groups of a valid IPv6 address. */
-function groupsOf(address: string): number[] {
-  // An IPv4 address at the end is two groups.
-  const text = address.replace(/(\d+)\.(\d+)\.(\d+)\.(\d+)$/, (_, ...b: string[]) =>
-    [0, 2].map((i) => (Number(b[i]) * 256 + Number(b[i + 1])).toString(16)).join(':'),
-  );
-  const [left = '', right] = text.split('::');
-  const parse = (part: string): number[] => (part === '' ? [] : part.split(':').map((g) => Number.parseInt(g, 16)));
-  const [head, tail] = [parse(left), parse(right ?? '')];
-  return [...head, ...Array<number>(8 - head.length - tail.length).fill(0), ...tail];
 }
