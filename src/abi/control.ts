@@ -57,16 +57,17 @@ export interface PortInfo {
   readonly memId: number;
 }
 
+/** The shape of a port that does not exist yet; what is left out is what the configuration says (`ports`), or these defaults. */
 export interface OpenOptions {
-  /** Slots of each tx and rx ring, 2 to 4096 (default 1024). */
+  /** Slots of each tx and rx ring, 2 to 4096 (1024). */
   readonly txSlots?: number;
   readonly rxSlots?: number;
-  /** tx and rx rings, 1 to 16 each (default 1). */
+  /** tx and rx rings, 1 to 16 each, at most 22 in all (1). */
   readonly txRings?: number;
   readonly rxRings?: number;
-  /** Bytes of a buffer, a multiple of 64 (default 2048). */
+  /** Bytes of a buffer, a multiple of 64 from 64 to 65472 (2048). */
   readonly bufSize?: number;
-  /** Buffers besides those of the rings, on the list ni_bufs_head (nr_extra_bufs); fewer if the region has no more. */
+  /** Buffers besides those of the rings, on the list ni_bufs_head (nr_extra_bufs), at most 65536; fewer if the region has no more. */
   readonly extraBufs?: number;
 }
 
@@ -99,13 +100,15 @@ export interface DaemonStatus {
   readonly arenas: readonly ArenaStatus[];
 }
 
+/** Address space of a datapath thread, by the thread's number. Bytes. */
 export interface ArenaStatus {
   readonly thread: number;
   readonly freeBytes: number;
-  /** Free ranges as [offset, bytes], in ascending order. */
+  /** Free ranges as [byte offset, bytes], in ascending order. */
   readonly freeRanges: readonly (readonly [number, number])[];
 }
 
+/** A switch ("vale0"), a pipe ("netmap:x{1"), an interface's port ("netmap:eth1"), or the null ports, and the thread they are on. */
 export interface DomainStatus {
   readonly name: string;
   readonly kind: 'vale' | 'pipe' | 'null' | 'nic';
@@ -140,16 +143,21 @@ export interface PortStatus {
   readonly rxRings: readonly RingStatus[];
 }
 
+/** A ring since its port was made. */
 export interface RingStatus {
   readonly slots: number;
+  /** What its user sent (tx) or was given (rx). */
   readonly packets: number;
   readonly bytes: number;
   /** Packets lost, by reason; reasons with 0 are left out. Names are those of the kring's counters. */
   readonly drops: Readonly<Record<string, number>>;
+  /** Times that its positions, or a buffer, made no sense and were put right (R7). */
   readonly repairs: number;
+  /** Interrupts that its user asked for and got. */
   readonly signals: number;
 }
 
+/** A region; `name` is "@ID" or whom it was made for, `memId` the number that its users see (HOSTMEMID, nr_mem_id). */
 export interface RegionStatus {
   readonly name: string;
   readonly memId: number;
@@ -157,6 +165,7 @@ export interface RegionStatus {
   /** Bytes of a page that it lies on, and why it is not a huge one though it was to be. */
   readonly pageBytes: number;
   readonly because?: string;
+  /** Buffers, the two reserved ones included, and those that nobody has. */
   readonly buffers: number;
   readonly freeBuffers: number;
   readonly rings: number;
@@ -165,10 +174,12 @@ export interface RegionStatus {
   readonly freeInterfaces: number;
 }
 
+/** A virtual machine of the configuration; whether it runs is said by its ports' `attached`. */
 export interface VmStatus {
   readonly name: string;
   readonly ports: readonly string[];
   /** Sockets in the order QEMU has to be given them: memdev first. */
   readonly sockets: readonly string[];
+  /** Bytes of all its regions. */
   readonly regionBytes: number;
 }

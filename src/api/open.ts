@@ -23,6 +23,7 @@ import { closeFd, defaultRunDir, errno, SysError } from '../os/index.ts';
 import { controlRequest, removalReason } from './control.ts';
 import { NetmapPort } from './port.ts';
 
+/** How a device is driven, however it is reached. */
 export interface DeviceOptions {
   /** Ask for a VirtIO network header in front of every frame (offloads). Default false; see `vnetHdrLen`. */
   readonly vnetHdr?: boolean;

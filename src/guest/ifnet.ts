@@ -120,6 +120,7 @@ export class Ifnet {
     return { txcsum: interfaceFeature(name, 'txcsum'), rxcsum, tso: interfaceFeature(name, 'tso'), lro };
   }
 
+  /** Sums over all queues, since the interface was made. */
   get counters(): QueueCounters {
     const sum: QueueCounters = { txPackets: 0, rxPackets: 0, rxBad: 0, rxDropped: 0 };
     for (const { counters } of this.queues) {
