@@ -2,6 +2,7 @@
  * Packet sockets (packet(7)): the frames of an interface where AF_XDP is not to be had. The kernel takes VLAN tags out of
  * frames before it gives them to a packet socket; here they are put back.
  */
+import { errno, SysError } from './errno.ts';
 import { closeFd } from './events.ts';
 import { check, lastErrno, libc, scratch } from './libc.ts';
 import { FrameVector } from './tap.ts';
@@ -30,7 +31,11 @@ export const TAG_AT = 12;
 
 function socket(protocol: number): number {
   const bigEndian = ((protocol & 0xff) << 8) | (protocol >> 8);
-  return check(libc.socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC_NONBLOCK, bigEndian), 'socket(AF_PACKET)');
+  const fd = libc.socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC_NONBLOCK, bigEndian);
+  if (fd < 0 && lastErrno() === errno.EPERM) {
+    throw new SysError('an interface of the host as a port: the daemon has to be root (docs/nics.md)', errno.EPERM);
+  }
+  return check(fd, 'socket(AF_PACKET)');
 }
 
 function setOption(fd: number, level: number, name: number, bytes: Uint8Array, what: string): void {
