@@ -62,7 +62,7 @@ export interface OpenOptions {
   /** Slots of each tx and rx ring, 2 to 4096 (1024). */
   readonly txSlots?: number;
   readonly rxSlots?: number;
-  /** tx and rx rings, 1 to 16 each, at most 22 in all (1). */
+  /** tx and rx rings, 1 to 16 each, at most 23 in all (1). */
   readonly txRings?: number;
   readonly rxRings?: number;
   /** Bytes of a buffer, a multiple of 64 from 64 to 65472 (2048). */

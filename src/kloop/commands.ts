@@ -71,7 +71,7 @@ export const CTL = {
   WRITING: 3,
   /** 1 while the devices thread watches the heartbeat. */
   WATCHED: 4,
-  /** The doorbell's descriptor; 0 until there is one. */
+  /** The doorbell's descriptor; 0 while there is none. */
   DOORBELL: 5,
   LENGTH: 16,
 } as const;

@@ -147,6 +147,8 @@ export class Kloop {
   close(): void {
     this.#nics.close();
     this.#epoll.close();
+    // Nobody rings what may be another's descriptor by then.
+    Atomics.store(this.#ctl, CTL.DOORBELL, 0);
     closeFd(this.doorbell);
   }
 

@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import { MessageChannel } from 'node:worker_threads';
 import { type CommandMessage, CTL, Mailbox, ringDoorbell } from '../../../src/kloop/index.ts';
 import { closeFd, MessageSocket, socketPair } from '../../../src/os/index.ts';
+import { DeviceRig } from '../device/rig.ts';
 
 test('R20: a command to a thread that ends before it answers, or has ended, fails', async () => {
   const { port1, port2 } = new MessageChannel();
@@ -39,6 +40,10 @@ test('the doorbell of a thread that has none yet is left alone: nothing is writt
   const ctl = new Int32Array(new SharedArrayBuffer(4 * CTL.LENGTH));
   ringDoorbell(ctl);
   assert.equal(ctl[CTL.MAIL], 1);
+  const rig = new DeviceRig();
+  assert.equal(rig.ctl[CTL.DOORBELL], rig.kloop.doorbell);
+  rig.kloop.close();
+  assert.equal(rig.ctl[CTL.DOORBELL], 0, 'nor that of one that has ended: its number may be used again');
   // Descriptor 0 is what a doorbell of 0 would be.
   const [ours, theirs] = socketPair();
   const script = `
