@@ -4,6 +4,7 @@
  */
 import type { Views } from '../src/abi/index.ts';
 import { domain as domainStruct, kring, netmap_slot, nm_csb_atok, nm_csb_ktoa } from '../src/abi/index.ts';
+import { BUF_SIZE } from '../src/host/config.ts';
 import { loadDatapath } from '../src/kloop/datapath.ts';
 import { Arena, ArenaSpace, Region } from '../src/memory/index.ts';
 import { allRings, createPipe, createRegistration } from '../src/ports/index.ts';
@@ -30,8 +31,9 @@ export function measureDatapath(
   hugePages = false,
 ): number {
   const rig = new Rig();
-  const a = rig.addPort({ txSlots: slots, rxSlots: slots, hugePages });
-  const b = rig.addPort({ txSlots: slots, rxSlots: slots, hugePages });
+  const shape = { txSlots: slots, rxSlots: slots, bufSize: BUF_SIZE, hugePages };
+  const a = rig.addPort(shape);
+  const b = rig.addPort(shape);
   const tx = a.tx[0]!;
   const rx = b.rx[0]!;
   for (let i = 0; i < addresses; i++) {
@@ -63,7 +65,7 @@ export function measurePipe(size: number, slots: number, batch: number, ms: numb
   const domain = space.alloc(domainStruct.size);
   arena.mapAnonymous(domain, domainStruct.size);
   dp.pipeInit(domain);
-  const sizes = { interfaces: 2, rings: 4, slots, buffers: 4 * slots, bufSize: 2048, hugePages };
+  const sizes = { interfaces: 2, rings: 4, slots, buffers: 4 * slots, bufSize: BUF_SIZE, hugePages };
   const region = new Region({ name: 'pipe', ...sizes }, 1);
   const shape = { txRings: 1, rxRings: 1, txSlots: slots, rxSlots: slots };
   const [a, b] = createPipe(space, region, ['p{', 'p}'], shape).ports.map((port) => {

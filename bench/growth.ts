@@ -9,6 +9,7 @@ import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { nm_csb_atok, nm_csb_ktoa } from '../src/abi/index.ts';
 import { Lab } from '../src/cli/lab.ts';
+import { BUF_SIZE } from '../src/host/config.ts';
 import { frame, learnedRig, mac } from '../tests/unit/datapath/rig.ts';
 import type { Context, Row } from './bench.ts';
 import { conditions } from './bench.ts';
@@ -44,7 +45,7 @@ export async function benchGrowth(context: Context): Promise<Row[]> {
 function measurePorts(ports: number, active: number, ms: number): number {
   const rig = learnedRig(
     4096,
-    Array.from({ length: ports }, () => ({ txSlots: SLOTS, rxSlots: SLOTS })),
+    Array.from({ length: ports }, () => ({ txSlots: SLOTS, rxSlots: SLOTS, bufSize: BUF_SIZE })),
   );
   const { m } = rig;
   const senders = rig.ports.slice(0, active);

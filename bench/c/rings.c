@@ -195,7 +195,7 @@ int main(int argc, char **argv)
 	addresses = (uint32_t)atoi(argv[6]);
 	ms = atof(argv[7]);
 	if (size < 32 || size > BUF_SIZE || batch < 1 || batch >= num_slots || addresses < 1 || addresses > num_slots) {
-		fprintf(stderr, "rings: 32 <= SIZE <= 2048, 1 <= BATCH < SLOTS, 1 <= ADDRESSES <= SLOTS\n");
+		fprintf(stderr, "rings: 32 <= SIZE <= 2112, 1 <= BATCH < SLOTS, 1 <= ADDRESSES <= SLOTS\n");
 		return 2;
 	}
 	shared = memory(sizeof(*shared));

@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define BUF_SIZE 2048u
+#define BUF_SIZE 2112u
 #define FIRST_BUF 2u
 #define NS_BUF_CHANGED 0x01u
 #define NS_NO_LEARN 0x08u

@@ -65,7 +65,7 @@ export interface OpenOptions {
   /** tx and rx rings, 1 to 16 each, at most 23 in all (1). */
   readonly txRings?: number;
   readonly rxRings?: number;
-  /** Bytes of a buffer, a multiple of 64 from 64 to 65472 (2048). */
+  /** Bytes of a buffer, a multiple of 64 from 64 to 65472 (2112). */
   readonly bufSize?: number;
   /** Buffers besides those of the rings, on the list ni_bufs_head (nr_extra_bufs), at most 65536; fewer if the region has no more. */
   readonly extraBufs?: number;

@@ -31,6 +31,7 @@ import {
   XDP_CHUNK_MAX,
   XDP_CHUNK_MIN,
   XDP_PACKET_HEADROOM,
+  xdpChunk,
   xdpAttach,
   xdpToSockets,
   xskMap,
@@ -214,7 +215,7 @@ function attach(
   bufSize: number,
   undo: (() => void)[],
 ): { map: number; mode: XdpMode } {
-  const chunk = bufSize + XDP_PACKET_HEADROOM;
+  const chunk = xdpChunk(bufSize);
   if (chunk < XDP_CHUNK_MIN || chunk > XDP_CHUNK_MAX) {
     const [least, most] = [XDP_CHUNK_MIN - XDP_PACKET_HEADROOM, XDP_CHUNK_MAX - XDP_PACKET_HEADROOM];
     throw new SysError(`AF_XDP needs buffers of ${least} to ${most} bytes, these have ${bufSize}`, errno.EINVAL);

@@ -33,6 +33,11 @@ export const XDP_PACKET_HEADROOM = 256;
 /** Bytes of a chunk of UMEM, headroom included. */
 export const XDP_CHUNK_MIN = 2048;
 export const XDP_CHUNK_MAX = 4096;
+/**
+ * Bytes of the chunk that begins XDP_PACKET_HEADROOM before a buffer: of the buffer, a multiple of 128, to which some cards'
+ * drivers round up (i40e's `dbuff`).
+ */
+export const xdpChunk = (bufSize: number): number => Math.floor(bufSize / 128) * 128 + XDP_PACKET_HEADROOM;
 /** Flag of a ring: the kernel waits for a system call. */
 export const XDP_RING_NEED_WAKEUP = 1;
 /** Slots of one frame: what an skb can have as pieces. */
@@ -87,7 +92,7 @@ export class Xsk {
       const reg = scratch(32);
       reg.view.setBigUint64(0, BigInt(umem.address), true);
       reg.view.setBigUint64(8, BigInt(umem.bytes), true);
-      reg.view.setUint32(16, bufSize + XDP_PACKET_HEADROOM, true);
+      reg.view.setUint32(16, xdpChunk(bufSize), true);
       reg.view.setUint32(24, XDP_UMEM_UNALIGNED_CHUNK_FLAG, true);
       this.#set(XDP_UMEM_REG, reg, 'XDP_UMEM_REG');
       const number = scratch(4);

@@ -62,7 +62,7 @@ test('two ports of a switch: packets, names, sizes; closing removes the port', a
   const a = await openPort('vale0:a', { runDir, txSlots: 256, rxSlots: 256, txRings: 2, rxRings: 2, bufSize: 1024 });
   const b = await openPort('vale0:b', { runDir });
   assert.deepEqual([a.name, a.txRings.length, a.rxRings.length, a.txRings[1]!.numSlots], ['vale0:a', 2, 2, 256]);
-  assert.deepEqual([a.bufSize, b.bufSize, b.txRings[0]!.numSlots, b.vnetHdrLen], [1024, 2048, 1024, 0]);
+  assert.deepEqual([a.bufSize, b.bufSize, b.txRings[0]!.numSlots, b.vnetHdrLen], [1024, 2112, 1024, 0]);
   const frame = Uint8Array.from([
     ...bytesOf(b.mac),
     ...bytesOf(a.mac),

@@ -23,10 +23,10 @@ function faults(text: string): readonly string[] {
   return assert.fail('accepted');
 }
 
-test('an empty document gives the defaults of netmap: 1 ring, 1024 slots, 2048-byte buffers', () => {
+test('an empty document gives 1 ring, 1024 slots, buffers of 2112 bytes', () => {
   const { ports, threads, vms, users } = defaultConfig();
   const rings = { txRings: 1, rxRings: 1, txSlots: 1024, rxSlots: 1024 };
-  assert.deepEqual(ports, { ...rings, bufSize: 2048, vnetHdr: true, hugePages: false });
+  assert.deepEqual(ports, { ...rings, bufSize: 2112, vnetHdr: true, hugePages: false });
   assert.equal(threads, 1);
   assert.deepEqual(vms, {});
   assert.equal(users.size, 0);

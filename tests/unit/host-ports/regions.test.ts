@@ -31,7 +31,7 @@ test('@ID and @share: ports of one region; the region goes with its last port', 
   await assert.rejects(lab.open('vale0:d@share=vale0:nobody'), /there is no port vale0:nobody/);
   await assert.rejects(
     lab.open('vale0:d@5', { bufSize: 4096 }),
-    /bufSize 4096, but region @5 has buffers of 2048 bytes/,
+    /bufSize 4096, but region @5 has buffers of 2112 bytes/,
   );
   await lab.close(a, b, c);
   await lab.until((_, regions) => regions.length === earlier);

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
-import { nm_csb_atok } from '../../../src/abi/index.ts';
+import { netmap_ring, nm_csb_atok } from '../../../src/abi/index.ts';
 import { closeFd, connectUnix, eventfd, eventfdRead } from '../../../src/os/index.ts';
 import { fill, makeBlocking } from '../device/hostile.ts';
 import { RawGuest, SharedFile } from '../device/rig.ts';
@@ -43,7 +43,8 @@ class Sender {
   async send(n: number): Promise<void> {
     for (let k = 0; k < n; k++) {
       const slot = this.#ring + 256 + 16 * this.head;
-      this.#region.write(this.#bufs + 2048 * this.#region.u32(slot), new Uint8Array(60).fill(255));
+      const bufSize = this.#region.u32(this.#ring + netmap_ring.ofs.nr_buf_size);
+      this.#region.write(this.#bufs + bufSize * this.#region.u32(slot), new Uint8Array(60).fill(255));
       this.#region.setU32(slot + 4, 60);
       this.head = (this.head + 1) % 1024;
       this.guest.setHead(0, this.head);
