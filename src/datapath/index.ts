@@ -111,10 +111,14 @@ function freeId(d: usize): u32 {
 export function valeDetach(d: usize, port: usize): i32 {
   if (load<u32>(port, port_domain) != <u32>d) return -EINVAL;
   stopRings(port);
-  for (let i: u32 = 0; i < load<u32>(port, port_num_tx_rings); i++) monitorForget(at(port + port_tx_rings, i));
-  for (let i: u32 = 0; i < load<u32>(port, port_num_rx_rings); i++) monitorForget(at(port + port_rx_rings, i));
+  monForget(port);
   removePort(d, port);
   return 0;
+}
+
+export function monForget(port: usize): void {
+  for (let i: u32 = 0; i < load<u32>(port, port_num_tx_rings); i++) monitorForget(at(port + port_tx_rings, i));
+  for (let i: u32 = 0; i < load<u32>(port, port_num_rx_rings); i++) monitorForget(at(port + port_rx_rings, i));
 }
 
 function stopRings(port: usize): void {

@@ -44,3 +44,21 @@ export function storeDesc(desc: usize, i: u32, addr: u32, len: u32, continues: b
 export function storeFill(desc: usize, i: u32, addr: u32): void {
   store<u64>(desc + (i << 3), addr);
 }
+
+function fillAddr(desc: usize, i: u32): u32 {
+  return <u32>load<u64>(desc + (i << 3));
+}
+
+/**
+ * The kernel gave the buffer of a fill address back. That is taken as entry `cons` of the fill ring: if it was a later one, the
+ * two change places. So the entries after it, to `prod`, are what the kernel has, in whatever order it gives them back.
+ */
+export function givenBack(desc: usize, mask: u32, cons: u32, prod: u32, addr: u32): void {
+  const first = fillAddr(desc, cons & mask);
+  if (first == addr) return;
+  for (let i = cons + 1; i != prod; i++) {
+    if (fillAddr(desc, i & mask) != addr) continue;
+    storeFill(desc, i & mask, first);
+    return;
+  }
+}

@@ -4,7 +4,8 @@
  * is one of a switch, and the datapath plays its application, in the CSB, as any other would. docs/nics.md
  *
  * Receiving: every buffer of the ring that receives is with the kernel (fill ring, then rx ring) or in a slot that its user
- * has. The slot that a frame is put into gets the frame's buffer; the one it held is with the kernel already.
+ * has. The slot that a frame is put into gets the frame's buffer; the one it held is with the kernel already: slots that are
+ * not their user's say nothing, the fill ring's entries do (heldBuffers in src/memory).
  * Sending: a slot is its user's again when its entry is completed. Completions are counted, not matched: in copy mode a
  * frame is copied when it is sent, and drivers complete in order.
  */
@@ -33,6 +34,7 @@ import {
   kring_ring,
   kring_slots,
   kring_state,
+  kring_zmon,
   NETMAP_FIRST_BUF,
   nic_queue_active,
   nic_queue_comp_cons,
@@ -69,8 +71,17 @@ import {
   NS_MOREFRAG,
   NS_RFRAGS_SHIFT,
 } from './layouts.generated';
-import { monitorSent } from './monitor';
-import { descAddr, descContinues, descLen, ringCount, setRingCount, storeDesc, storeFill } from './nic-rings';
+import { monitorMoved, monitorSent } from './monitor';
+import {
+  descAddr,
+  descContinues,
+  descLen,
+  givenBack,
+  ringCount,
+  setRingCount,
+  storeDesc,
+  storeFill,
+} from './nic-rings';
 import { loadHead, loadSlot, slotAt, slotFlags, slotIdx, slotLen, storeCursor, storeSlotWord } from './peer';
 import { at, bump, push, removeAt } from './private';
 
@@ -162,6 +173,9 @@ function receive(q: usize, kr: usize, pos: u32, room: u32, rfrags: bool): u32 {
   const base = load<u32>(kr, kring_buf_base) - load<u32>(q, nic_queue_umem);
   const mask = load<u32>(q, nic_queue_mask);
   const desc: usize = load<u32>(q, nic_queue_rx_desc);
+  const fill: usize = load<u32>(q, nic_queue_fill_desc);
+  const filled = load<u32>(q, nic_queue_fill_prod);
+  const headroom = load<u32>(q, nic_queue_headroom);
   let cons = load<u32>(q, nic_queue_rx_cons);
   let used: u32 = 0;
   let packets: u32 = 0;
@@ -174,7 +188,9 @@ function receive(q: usize, kr: usize, pos: u32, room: u32, rfrags: bool): u32 {
     for (let i: u32 = 1; i <= frags; i++) {
       const e = cons & mask;
       const len = descLen(desc, e);
-      const idx = (descAddr(desc, e) - base) / bufSize;
+      const addr = descAddr(desc, e);
+      const idx = (addr - base) / bufSize;
+      givenBack(fill, mask, cons, filled, addr - headroom);
       const flags = count | (i != frags ? NS_MOREFRAG : 0);
       storeSlotWord(slotAt(ring, pos), <u64>idx | ((<u64>len) << 32) | ((<u64>flags) << 48));
       pos = pos + 1 == n ? 0 : pos + 1;
@@ -209,7 +225,9 @@ function dropReceived(q: usize, kr: usize): u32 {
   let packets: u32 = 0;
   for (let i: u32 = 0; i < left; i++) {
     if (!descContinues(rx, cons & mask)) packets++;
-    storeFill(fill, prod & mask, descAddr(rx, cons & mask) - headroom);
+    const addr = descAddr(rx, cons & mask) - headroom;
+    givenBack(fill, mask, cons, prod, addr);
+    storeFill(fill, prod & mask, addr);
     cons++;
     prod++;
   }
@@ -352,7 +370,7 @@ export function nicRxsync(d: usize, kr: usize): u32 {
 export function nicArmReceiver(kr: usize): void {
   const n = load<u32>(kr, kring_num_slots);
   const theirs = distance(load<u32>(kr, kring_hwcur), load<u32>(kr, kring_hwtail), n);
-  setArmed(kr, theirs > n / 2 ? 1 : 0);
+  setArmed(kr, theirs > n / 2 || load<u32>(kr, kring_zmon) != 0 ? 1 : 0);
 }
 
 /** Whether `nicTxsync` would find something. */

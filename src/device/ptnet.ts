@@ -25,7 +25,7 @@ import {
 } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
 import { closeFd, errno, errnoName, eventfd, eventfdSignal, isEventfd, setNonblocking } from '../os/index.ts';
-import type { Registration } from '../ports/index.ts';
+import type { PortRing, Registration } from '../ports/index.ts';
 import { allRings, writeInterface } from '../ports/index.ts';
 import {
   DmaTable,
@@ -47,6 +47,8 @@ export interface RingControl {
   /** Before the slots of stopped rings are rewritten: the other end of a pipe leaves them alone until `reset`. */
   freeze(krings: readonly number[]): Promise<void>;
   reset(krings: readonly number[]): Promise<void>;
+  /** Of each ring the buffers that it holds, all at the same moment, between two turns. */
+  held(rings: readonly PortRing[]): Promise<readonly (readonly number[])[]>;
   setIrqs(irqs: readonly { kring: number; fd: number }[]): Promise<void>;
   addKick(fd: number): Promise<void>;
   removeKick(fd: number): Promise<void>;
@@ -60,9 +62,16 @@ export interface PtnetConfig {
   readonly maxDmaMaps?: number;
 }
 
+/** Another device of the region, and who knows what its rings hold. */
+export interface Neighbour extends RegionNeighbour {
+  readonly rings: RingControl;
+}
+
 export interface PtnetHooks {
   /** The other devices of the region (R19). */
-  neighbours(): readonly RegionNeighbour[];
+  neighbours(): readonly Neighbour[];
+  /** Runs a rebuild when those of other devices that were asked for before are done: each reads what others write. */
+  inTurn(rebuild: () => Promise<void>): Promise<void>;
   /** Something that whoever runs the client ought to know. */
   warn(message: string): void;
   /** Attached, running or the header length changed. */
@@ -134,8 +143,8 @@ export class PtnetDevice extends PciDevice {
   }
 
   /** What R19 needs to know of this device when another of the region is rebuilt. */
-  get asNeighbour(): RegionNeighbour {
-    return { m: this.#m, registration: this.registration, live: this.#held };
+  get asNeighbour(): Neighbour {
+    return { m: this.#m, registration: this.registration, live: this.#held, rings: this.#rings };
   }
 
   /** Descriptors a datapath thread may be writing to (R15). */
@@ -430,13 +439,15 @@ export class PtnetDevice extends PciDevice {
   }
 
   /** New rings and slots from the private record (R19). The rings are stopped. */
-  async #rebuild(): Promise<void> {
-    const r = this.registration;
-    const krings = allRings(r).map((ring) => ring.kring);
-    await this.#rings.freeze(krings);
-    rebuildRings(this.#m, r, this.#hooks.neighbours());
-    writeInterface(this.#m, r);
-    await this.#rings.reset(krings);
+  #rebuild(): Promise<void> {
+    return this.#hooks.inTurn(async () => {
+      const r = this.registration;
+      const krings = allRings(r).map((ring) => ring.kring);
+      await this.#rings.freeze(krings);
+      rebuildRings(this.#m, r, await withHeld(this.#hooks.neighbours()));
+      writeInterface(this.#m, r);
+      await this.#rings.reset(krings);
+    });
   }
 
   /** Tells what changed; a client that writes the same registers for ever keeps nobody busy with it. */
@@ -447,4 +458,17 @@ export class PtnetDevice extends PciDevice {
     this.#told = { attached, running, vnetHdrLen };
     this.#hooks.changed(this.#told);
   }
+}
+
+/** Asks each datapath thread once what the rings of live neighbours hold: buffers go from ring to ring there. */
+async function withHeld(neighbours: readonly Neighbour[]): Promise<RegionNeighbour[]> {
+  const live = neighbours.filter((n) => n.live);
+  const held = new Map<Views, Map<number, readonly number[]>>();
+  for (const { m, rings } of live) {
+    if (held.has(m)) continue;
+    const all = live.filter((n) => n.m === m).flatMap((n) => allRings(n.registration));
+    const buffers = await rings.held(all);
+    held.set(m, new Map(all.map((ring, i) => [ring.kring, buffers[i]!])));
+  }
+  return neighbours.map((n) => ({ ...n, ...(n.live && { held: held.get(n.m)! }) }));
 }

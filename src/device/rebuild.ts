@@ -12,7 +12,7 @@
  */
 import type { Views } from '../abi/index.ts';
 import { kring, NETMAP_FIRST_BUF, NR_DIR_RX, NR_DIR_TX, NS_MOREFRAG, netmap_ring, netmap_slot } from '../abi/index.ts';
-import { writeRing } from '../memory/index.ts';
+import { heldBuffers, writeRing } from '../memory/index.ts';
 import type { PortRing, Registration } from '../ports/index.ts';
 import { allRings, ledgerOf, writeExtraBufs } from '../ports/index.ts';
 
@@ -23,14 +23,13 @@ export interface RegionNeighbour {
   readonly registration: Registration;
   /** Whether a client is connected, who may have moved buffers about. */
   readonly live: boolean;
+  /** Then: what its rings hold, by kring, as their datapath thread said (else their slots are read now). */
+  readonly held?: ReadonlyMap<number, readonly number[]>;
 }
 
 /** A ring somewhere, and whether its slots (live) or the private records say what it holds. */
-interface Holder {
-  readonly m: Views;
-  readonly registration: Registration;
+interface Holder extends RegionNeighbour {
   readonly ring: PortRing;
-  readonly live: boolean;
 }
 
 const IDX_MASK = 0xffffffffn;
@@ -44,7 +43,7 @@ export function rebuildRings(m: Views, own: Registration, neighbours: readonly R
   const others = neighbours.flatMap((n) => holdings(n.registration).map((ring): Holder => ({ ...n, ring })));
   others.push(...absentPeers([...mine, ...others]));
   const held = new Set<number>();
-  for (const holder of others) for (const k of ownedSlots(holder)) held.add(holds(holder, k));
+  for (const holder of others) for (const idx of heldBy(holder)) held.add(idx);
 
   // Own buffers where nobody else has them, then ones that nobody has.
   const taken = new Set<number>();
@@ -87,7 +86,7 @@ export function rebuildRings(m: Views, own: Registration, neighbours: readonly R
     const contents = new Set(chosen[r]!.map((slot) => slot.idx));
     if (holder.ring.pair !== undefined) {
       const peer = others.find((h) => h.m === m && h.ring.kring === holder.ring.pair!.peer)!;
-      for (const k of ownedSlots(peer)) contents.add(holds(peer, k));
+      for (const idx of heldBy(peer)) contents.add(idx);
     }
     settle(holder, contents, ledgers);
   }
@@ -129,10 +128,16 @@ function absentPeers(known: readonly Holder[]): Holder[] {
   });
 }
 
-/** The slots that a ring's user holds: all, or its side of a pipe. */
-function ownedSlots({ m, ring, live }: Holder): number[] {
+/** What somebody else's ring holds: who lives may have moved buffers, so that only slots say it. */
+function heldBy(holder: Holder): readonly number[] {
+  const { m, ring, live, held } = holder;
+  if (!live) return ownedSlots(holder).map((k) => holds(holder, k));
+  return isExtra(ring) ? [] : (held?.get(ring.kring) ?? heldBuffers(m, ring.kring));
+}
+
+/** The slots of a ring whose user is gone that are his: all, or his side of a pipe. */
+function ownedSlots({ m, ring }: Holder): number[] {
   const n = ring.numSlots;
-  if (live && isExtra(ring)) return [];
   if (ring.pair === undefined) return Array.from({ length: n }, (_, k) => k);
   const mine = kring.get.hwcur(m, ring.kring);
   const theirs = kring.get.hwcur(m, ring.pair.peer);
@@ -142,12 +147,8 @@ function ownedSlots({ m, ring, live }: Holder): number[] {
   return Array.from({ length: count }, (_, i) => (mine + i) % n);
 }
 
-/** The buffer that a ring's user has at slot k. */
-function holds({ m, registration, ring, live }: Holder, k: number): number {
-  if (live) {
-    const slots = registration.regionAddr + ring.ringOfs + netmap_ring.size;
-    return netmap_slot.get.buf_idx(m, slots + k * netmap_slot.size);
-  }
+/** The buffer at slot k of such a ring. */
+function holds({ m, ring }: Holder, k: number): number {
   if (ring.pair !== undefined) return Number(shadowWord(m, ring, k) & IDX_MASK);
   return m.u32[(ring.ledger >>> 2) + k]!;
 }

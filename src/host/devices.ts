@@ -4,7 +4,7 @@
  */
 import type { MemdevConfig, PtnetConfig, PtnetState, RingControl } from '../device/index.ts';
 import { MemdevDevice, PtnetDevice } from '../device/index.ts';
-import type { Command, Mailbox } from '../kloop/index.ts';
+import { askHeld, type Command, type Mailbox } from '../kloop/index.ts';
 import type { Arena } from '../memory/index.ts';
 import { closeFd, listenUnix, peerCredentials } from '../os/index.ts';
 import { ServerConnection, socketTransport } from '../vfio-user/index.ts';
@@ -77,6 +77,8 @@ export class Devices {
   readonly #entries = new Map<number, Entry>();
   /** All clients may look at their rings until they hear that the daemon has ended. */
   #ending = false;
+  /** The last rebuild that was asked for. */
+  #rebuilt: Promise<void> = Promise.resolve();
 
   constructor(threads: readonly DatapathThread[], post: (event: DevicesEvent) => void) {
     this.#threads = threads;
@@ -146,6 +148,7 @@ export class Devices {
       stop: (krings) => mailbox.call({ op: 'stop', krings }).then(done),
       freeze: (krings) => mailbox.call({ op: 'freeze', krings }).then(done),
       reset: (krings) => mailbox.call({ op: 'reset', krings }).then(done),
+      held: (asked) => askHeld(asked, (asking) => mailbox.call(asking)),
       setIrqs: (irqs) => mailbox.call({ op: 'irq', irqs }).then(done),
       addKick: (fd) => mailbox.call({ op: 'kick-add', fd }).then(done),
       removeKick: (fd) => mailbox.call({ op: 'kick-remove', fd }).then(done),
@@ -157,6 +160,7 @@ export class Devices {
           .filter((d) => d instanceof PtnetDevice)
           .filter((d) => d !== device && d.registration.memId === memId)
           .map((d) => d.asNeighbour),
+      inTurn: (rebuild) => (this.#rebuilt = this.#rebuilt.then(rebuild, rebuild)),
       warn: (message) => this.#log('warn', `${name}: ${message}`),
       changed: (state) => this.#post({ event: 'state', id, state }),
     });

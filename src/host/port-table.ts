@@ -224,10 +224,6 @@ export class PortTable {
    */
   async createMonitor(name: PortName, config: PortConfig, region: SharedRegion, owner: PortOwner): Promise<Port> {
     const port = this.find(name.name);
-    if (isZeroCopyMonitor(name) && (port === undefined ? name.kind === 'netmap' : port.kind === 'nic')) {
-      const why = 'the buffers of an interface are the kernel’s in between; its monitors copy (/r, /t)';
-      throw new SysError(`open ${name.text}: ${why}`, errno.EOPNOTSUPP);
-    }
     const domain = port?.domain ?? (await this.#domains.get(...domainOf(name)));
     const { space, mailbox } = domain.datapath;
     const title = `${name.text.replace(/@.*/, '')}#${++this.#monitorsMade}`;
@@ -305,6 +301,21 @@ export class PortTable {
     if (this.#ports.get(port.name) === port) this.#ports.delete(port.name);
   }
 
+  /** Ends what monitors see of a port that goes on without anything to see: its interface is gone. */
+  async endMonitors(port: Port): Promise<void> {
+    const { address, datapath } = port.domain;
+    await datapath.mailbox.call({ op: 'monitor-forget', domain: address, port: port.record.port });
+    await this.#orphan(port);
+  }
+
+  async #orphan(port: Port): Promise<void> {
+    for (const monitor of port.monitors) {
+      monitor.monitor!.port = undefined;
+      await this.#orphaned(monitor);
+    }
+    port.monitors.clear();
+  }
+
   async #remove(ends: readonly Port[]): Promise<void> {
     const { domain, memory, region } = ends[0]!;
     for (const port of ends) {
@@ -314,10 +325,7 @@ export class PortTable {
       await port.nic?.close();
       await this.#detach(domain, port);
       port.monitor?.port?.monitors.delete(port);
-      for (const monitor of port.monitors) {
-        monitor.monitor!.port = undefined;
-        await this.#orphaned(monitor);
-      }
+      await this.#orphan(port);
     }
     releasePorts(domain.datapath.space, region.region, memory);
     for (const _ of ends) this.#regions.leave(region);

@@ -83,6 +83,10 @@ export class RegionChoice {
         const why = `a zero-copy monitor lies in the region of ${name.name}, which is not there yet`;
         throw new SysError(`open ${name.text}: ${why}; say which region that will be (${name.text}@ID)`, errno.ENOENT);
       }
+      if (port.nic?.hosted === true) {
+        const why = `the memory of ${port.name}, an interface in a switch, is its own; its monitors copy (/r, /t)`;
+        throw new SysError(`open ${name.text}: ${why}`, errno.EOPNOTSUPP);
+      }
       if (port.region.id === undefined) {
         const why = `a zero-copy monitor lies in the region of ${port.name}, which has room for nothing else`;
         throw new SysError(

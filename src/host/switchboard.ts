@@ -296,6 +296,7 @@ export class Switchboard {
     if (port.nic?.hosted === true) return this.#ports.removePersistent(port);
     this.#ports.forget(port);
     await use.gone();
+    await this.#ports.endMonitors(port);
     await this.#takeAway(port, `interface ${use.nic.name} is gone`);
   }
 

@@ -25,6 +25,8 @@ export type Command =
   | { readonly op: 'monitor-attach'; readonly domain: number; readonly port: number; readonly kind: number }
   /** Which rx rings of a monitor show which rings of a port of its domain (monitor, kring), until that port is detached. */
   | { readonly op: 'monitor-link'; readonly domain: number; readonly links: readonly (readonly [number, number])[] }
+  /** Ends that for a port that stays. */
+  | { readonly op: 'monitor-forget'; readonly domain: number; readonly port: number }
   | { readonly op: 'monitor-detach'; readonly domain: number; readonly port: number }
   /** Watches a device's kick eventfd. The sender closes it only after `kick-remove` was answered. */
   | { readonly op: 'kick-add'; readonly fd: number }
@@ -42,6 +44,8 @@ export type Command =
   | { readonly op: 'stop'; readonly krings: readonly number[] }
   /** Before the slots of stopped rings are rewritten; ended by `reset`. */
   | { readonly op: 'freeze'; readonly krings: readonly number[] }
+  /** What rings hold between two turns: of each kring the buffers, in a Uint32Array over shared memory, NO_BUFFER behind the last. */
+  | { readonly op: 'held'; readonly krings: readonly number[]; readonly into: readonly Uint32Array[] }
   /** New rings (R19): positions at their start. Only while stopped. */
   | { readonly op: 'reset'; readonly krings: readonly number[] }
   /** Takes a queue of an interface into use, or lets go of it (docs/nics.md). */
@@ -58,6 +62,19 @@ export type KloopEvent =
   | { readonly event: 'trap'; readonly domain: number; readonly error: string }
   /** A queue of an interface could not be opened again. */
   | { readonly event: 'nic'; readonly error: string };
+
+/** Behind the last buffer in an answer to `held`. */
+export const NO_BUFFER = 0xffff_ffff;
+
+/** Asks what rings hold. @param call sends a command to their datapath thread */
+export async function askHeld(
+  rings: readonly { readonly kring: number; readonly numSlots: number }[],
+  call: (command: Command) => Promise<number>,
+): Promise<number[][]> {
+  const into = rings.map(({ numSlots }) => new Uint32Array(new SharedArrayBuffer(4 * numSlots)));
+  await call({ op: 'held', krings: rings.map((ring) => ring.kring), into });
+  return into.map((buffers) => [...buffers].filter((idx) => idx !== NO_BUFFER));
+}
 
 /** Words of the thread's control block (Int32Array over a SharedArrayBuffer), shared with the other threads. */
 export const CTL = {

@@ -42,6 +42,8 @@ export interface Datapath {
   monAttach(domain: number, port: number, kind: number): number;
   /** Makes a monitor's rx ring show what passes through a ring of a port of its domain. */
   monLink(monitor: number, kring: number): void;
+  /** Ends what monLink did for all rings of a port: its monitors see nothing of it any more. */
+  monForget(port: number): void;
   /** Stops a monitor's rings, ends what monLink did, takes it off the domain. 0 or -EINVAL. */
   monDetach(domain: number, port: number): number;
   /**

@@ -7,10 +7,10 @@
  */
 import type { Views } from '../abi/index.ts';
 import { DOMAIN_NIC, DOMAIN_NULL, DOMAIN_PIPE, kring, nm_csb_atok, port as portLayout } from '../abi/index.ts';
-import type { Arena } from '../memory/index.ts';
+import { type Arena, heldBuffers } from '../memory/index.ts';
 import { closeFd, Epoll, EPOLLET, EPOLLIN, errno, eventfd, eventfdSignal, Spin } from '../os/index.ts';
 import type { Command, CommandResult, RingStart } from './commands.ts';
-import { CTL } from './commands.ts';
+import { CTL, NO_BUFFER } from './commands.ts';
 import type { Datapath } from './datapath.ts';
 import { drainSignals } from './datapath.ts';
 import { NicQueues } from './nic-queues.ts';
@@ -186,6 +186,9 @@ export class Kloop {
         if (this.#failed(command.domain)) return 0;
         for (const [monitor, k] of command.links) this.#datapath.monLink(monitor, k);
         return 0;
+      case 'monitor-forget':
+        if (!this.#failed(command.domain)) this.#datapath.monForget(command.port);
+        return 0;
       case 'monitor-detach':
         if (this.#failed(command.domain)) return 0;
         return this.#datapath.monDetach(command.domain, command.port);
@@ -209,6 +212,12 @@ export class Kloop {
       case 'freeze':
         this.#nics.freeze(command.krings);
         for (const k of command.krings) this.#datapath.krFreeze(k);
+        return 0;
+      case 'held':
+        for (const [i, k] of command.krings.entries()) {
+          const into = command.into[i]!;
+          into.fill(NO_BUFFER).set(heldBuffers(this.#m, k).slice(0, into.length));
+        }
         return 0;
       case 'reset':
         for (const k of command.krings) this.#datapath.krReset(k);

@@ -16,8 +16,7 @@ import {
 } from '../../../src/abi/index.ts';
 import type { PtnetConfig, PtnetState, RingControl } from '../../../src/device/index.ts';
 import { MemdevDevice, PtnetDevice } from '../../../src/device/index.ts';
-import { CTL, Kloop } from '../../../src/kloop/index.ts';
-import type { Command } from '../../../src/kloop/index.ts';
+import { askHeld, type Command, CTL, Kloop } from '../../../src/kloop/index.ts';
 import { type Datapath, loadDatapath } from '../../../src/kloop/datapath.ts';
 import { Arena, ArenaSpace, Region } from '../../../src/memory/index.ts';
 import { closeFd, F_SEAL_GROW, F_SEAL_SHRINK, memfd, socketPair } from '../../../src/os/index.ts';
@@ -162,6 +161,7 @@ export class DeviceRig {
   /** What `Kloop.run` calls when CTL.MAIL is set. */
   takeMail: () => void = () => undefined;
   readonly #held: (() => void)[] = [];
+  #rebuilt: Promise<void> = Promise.resolve();
   readonly #connections: ServerConnection[] = [];
   readonly #left = new Map<VfioUserDevice, Promise<void>>();
 
@@ -224,6 +224,7 @@ export class DeviceRig {
       stop: async (krings) => void (await this.#call({ op: 'stop', krings })),
       freeze: async (krings) => void (await this.#call({ op: 'freeze', krings })),
       reset: async (krings) => void (await this.#call({ op: 'reset', krings })),
+      held: (asked) => askHeld(asked, (command) => this.#call(command)),
       setIrqs: async (irqs) => void (await this.#call({ op: 'irq', irqs })),
       addKick: async (fd) => void (await this.#call({ op: 'kick-add', fd })),
       removeKick: async (fd) => void (await this.#call({ op: 'kick-remove', fd })),
@@ -237,6 +238,7 @@ export class DeviceRig {
       {
         neighbours: () =>
           this.ports.filter((p) => p.device !== device && p.region === region).map((p) => p.device.asNeighbour),
+        inTurn: (rebuild) => (this.#rebuilt = this.#rebuilt.then(rebuild, rebuild)),
         warn: (message) => void warnings.push(message),
         changed: (state) => void states.push(state),
       },

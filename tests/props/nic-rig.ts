@@ -1,0 +1,290 @@
+/**
+ * The port of an interface and a chain of zero-copy monitors in one region, with a kernel that the test plays: it has the
+ * buffers of the fill ring, gives frames in any order of buffers, completes what was sent. Every buffer has one owner.
+ */
+import assert from 'node:assert/strict';
+import {
+  domain as domainStruct,
+  kring,
+  MONITOR_ZCOPY,
+  NETMAP_FIRST_BUF,
+  netmap_slot,
+  nic_queue,
+  nm_csb_atok,
+  nm_csb_ktoa,
+} from '../../src/abi/index.ts';
+import { rebuildRings } from '../../src/device/index.ts';
+import { loadDatapath } from '../../src/kloop/datapath.ts';
+import { Arena, ArenaSpace, heldBuffers, Region } from '../../src/memory/index.ts';
+import { XDP_PACKET_HEADROOM } from '../../src/os/index.ts';
+import type { PortMemory, Registration } from '../../src/ports/index.ts';
+import { allRings, createPort, createRegistration, ledgerOf, releasePorts } from '../../src/ports/index.ts';
+import { RigRing } from '../unit/datapath/rig.ts';
+
+export const N = 8;
+const BUF_SIZE = 256;
+export const MONITORS = 2;
+const BUFFERS = (2 + 2 * MONITORS) * N;
+const RING_BYTES = 4096;
+const [PRODUCER, CONSUMER, DESC] = [0, 64, 192];
+
+type Ring = 'rx' | 'tx' | 'fill' | 'completion';
+
+/** Somebody's port: its device's registration, its rings as its user sees them. */
+interface User {
+  readonly registration: Registration;
+  readonly tx: RigRing;
+  readonly rx: RigRing;
+  live: boolean;
+}
+
+export class NicRig {
+  readonly arena = Arena.create();
+  readonly space: ArenaSpace;
+  readonly m;
+  readonly dp;
+  readonly region: Region;
+  readonly domain: number;
+  readonly queue: number;
+  readonly memory: PortMemory[] = [];
+  readonly card: User;
+  readonly monitors: User[];
+  readonly #at: Readonly<Record<Ring, number>>;
+  /** Addresses of buffers in the kernel's hands, what it has been given, and what it was told. */
+  #kernel = { owned: [] as number[], fill: 0, rx: 0, tx: 0, completion: 0 };
+  #frames = 0;
+  /** Frames on their way: those that arrived and were not read, and those that were sent and not completed. */
+  #toRead: number[] = [];
+  #toSend: number[] = [];
+  /** Frames that were read or sent, each of which the first monitor shows, or counts as lost. */
+  #released = 0;
+
+  constructor(start: number) {
+    this.space = new ArenaSpace(this.arena, start);
+    this.m = this.arena.m;
+    this.dp = loadDatapath(this.arena.memory);
+    this.domain = this.#pages(domainStruct.size);
+    this.dp.nicInit(this.domain);
+    const ports = 1 + MONITORS;
+    const sizes = { interfaces: ports, rings: 2 * ports, slots: N, buffers: BUFFERS, bufSize: BUF_SIZE };
+    this.region = new Region({ name: 'nic', ...sizes }, 1);
+    this.card = this.#user('netmap:x', (port) => assert.ok(this.dp.valeAttach(this.domain, port) >= 0));
+    this.monitors = Array.from({ length: MONITORS }, (_, i) =>
+      this.#user(`netmap:x/z#${i}`, (port) => assert.equal(this.dp.monAttach(this.domain, port, MONITOR_ZCOPY), 0)),
+    );
+    const rings = ['rx', 'tx', 'fill', 'completion'].map((ring) => [ring, this.#pages(RING_BYTES)]);
+    this.#at = Object.fromEntries(rings) as Record<Ring, number>;
+    this.queue = this.#pages(nic_queue.size);
+    for (const { rx } of this.monitors)
+      for (const ring of [this.card.tx, this.card.rx]) this.dp.monLink(rx.kr, ring.kr);
+    this.up();
+    for (const user of this.users) this.start(user);
+  }
+
+  get users(): User[] {
+    return [this.card, ...this.monitors];
+  }
+
+  #pages(bytes: number): number {
+    const ofs = this.space.alloc(bytes);
+    this.arena.mapAnonymous(ofs, Math.ceil(bytes / 4096) * 4096);
+    return ofs;
+  }
+
+  #user(name: string, attach: (port: number) => void): User {
+    const shape = { txRings: 1, rxRings: 1, txSlots: N, rxSlots: N };
+    const memory = createPort(this.space, this.region, name, shape);
+    this.memory.push(memory);
+    const record = memory.ports[0]!;
+    attach(record.port);
+    const identity = { mac: [2, 0, 0, 0, 0, 1], vnetHdr: false };
+    const registration = createRegistration(this.space, this.region, record, record, identity, 4096);
+    for (const window of registration.csbAddr) this.arena.mapAnonymous(window, 4096);
+    for (const [i, ring] of allRings(registration).entries()) {
+      kring.set.atok(this.m, ring.kring, registration.csbAddr[0] + i * nm_csb_atok.size);
+      kring.set.ktoa(this.m, ring.kring, registration.csbAddr[1] + i * nm_csb_ktoa.size);
+    }
+    const [tx, rx] = [record.txRings[0]!, record.rxRings[0]!].map((ring) => new RigRing(this.m, ring.kring));
+    return { registration, tx: tx!, rx: rx!, live: false };
+  }
+
+  /** The interface's socket is opened: the kernel gets the buffers of the ring that receives. */
+  up(): void {
+    for (const at of Object.values(this.#at)) this.m.u8.fill(0, at, at + RING_BYTES);
+    this.#kernel = { owned: [], fill: 0, rx: 0, tx: 0, completion: 0 };
+    const { set } = nic_queue;
+    const { m, queue, card } = this;
+    set.tx_kring(m, queue, card.tx.kr);
+    set.rx_kring(m, queue, card.rx.kr);
+    set.umem(m, queue, card.registration.regionAddr);
+    set.headroom(m, queue, XDP_PACKET_HEADROOM);
+    set.mask(m, queue, N - 1);
+    set.max_pieces(m, queue, 1);
+    for (const [ring, at] of Object.entries(this.#at) as [Ring, number][]) {
+      set[`${ring}_producer`](m, queue, at + PRODUCER);
+      if (ring === 'rx' || ring === 'completion') set[`${ring}_consumer`](m, queue, at + CONSUMER);
+      if (ring !== 'completion') set[`${ring}_desc`](m, queue, at + DESC);
+    }
+    set.ledger(m, queue, card.registration.rxRings[0]!.ledger);
+    this.dp.nicUp(this.domain, queue);
+  }
+
+  start(user: User): void {
+    for (const ring of [user.tx, user.rx]) {
+      assert.equal(this.dp.krStart(ring.kr), 0);
+      ring.head = ring.hwcur;
+    }
+    user.live = true;
+  }
+
+  /** A user is gone, and has left anything in its slots; another one comes. */
+  die(user: User, garbage: readonly number[]): void {
+    const rings = [user.tx, user.rx];
+    for (const ring of rings) this.dp.krStop(ring.kr);
+    if (user === this.card) {
+      this.dp.nicDown(this.queue);
+      this.#toRead = [];
+      this.#toSend = [];
+    }
+    for (const [i, idx] of garbage.entries()) {
+      netmap_slot.set.buf_idx(this.m, rings[i % 2]!.slot((i >> 1) % N), idx);
+    }
+    user.live = false;
+    for (const ring of rings) assert.equal(this.dp.krFreeze(ring.kr), 0);
+    rebuildRings(
+      this.m,
+      user.registration,
+      this.users.filter((other) => other !== user).map(({ registration, live }) => ({ m: this.m, registration, live })),
+    );
+    for (const ring of rings) assert.equal(this.dp.krReset(ring.kr), 0);
+    if (user === this.card) this.up();
+    this.start(user);
+  }
+
+  #word(ring: Ring, word: number): number {
+    return this.m.u32[(this.#at[ring] + word) >>> 2]!;
+  }
+
+  #store(ring: Ring, word: number, value: number): void {
+    this.m.u32[(this.#at[ring] + word) >>> 2] = value;
+  }
+
+  #takeFill(): void {
+    const kernel = this.#kernel;
+    for (; kernel.fill !== this.#word('fill', PRODUCER); kernel.fill++) {
+      kernel.owned.push(this.#word('fill', DESC + 8 * (kernel.fill % N)) + XDP_PACKET_HEADROOM);
+    }
+    this.#store('fill', CONSUMER, kernel.fill);
+  }
+
+  /** A frame comes. @param which of the kernel's buffers it is put into */
+  arrive(which: number): void {
+    this.#takeFill();
+    const kernel = this.#kernel;
+    if (kernel.owned.length === 0) return;
+    const [address] = kernel.owned.splice(which % kernel.owned.length, 1);
+    const frame = ++this.#frames;
+    this.m.u32[(this.card.registration.regionAddr + address!) >>> 2] = frame;
+    const desc = DESC + 16 * (kernel.rx++ % N);
+    this.#store('rx', desc, address!);
+    this.#store('rx', desc + 4, 0);
+    this.#store('rx', desc + 8, 60);
+    this.#store('rx', desc + 12, 0);
+    this.#store('rx', PRODUCER, kernel.rx);
+    this.#toRead.push(frame);
+  }
+
+  /** The kernel has sent frames: they are as they were handed over. */
+  complete(count: number): void {
+    const kernel = this.#kernel;
+    for (let i = 0; i < count && kernel.completion !== this.#word('tx', PRODUCER); i++) {
+      const address = this.#word('tx', DESC + 16 * (kernel.completion++ % N));
+      const frame = this.m.u32[(this.card.registration.regionAddr + address) >>> 2];
+      assert.equal(frame, this.#toSend.shift(), 'what is sent is what was to be sent');
+      this.#released++;
+    }
+    this.#store('completion', PRODUCER, kernel.completion);
+  }
+
+  /** The card's user sends. */
+  send(count: number): void {
+    const { tx } = this.card;
+    for (let i = 0; i < count && tx.avail > 0; i++) {
+      const frame = ++this.#frames;
+      tx.put(new Uint8Array(Uint32Array.of(frame).buffer), 0, 60);
+      this.#toSend.push(frame);
+    }
+    tx.publish();
+  }
+
+  /** … reads and releases. */
+  read(count: number): void {
+    const { rx } = this.card;
+    for (let i = 0; i < count && rx.avail > 0; i++) {
+      assert.equal(this.m.u32[rx.buf(rx.head) >>> 2], this.#toRead.shift(), 'what is read is what arrived');
+      rx.head = rx.next(rx.head);
+      this.#released++;
+    }
+    rx.publish();
+  }
+
+  /** A monitor's user reads and releases: frames with a number, each once. */
+  watch({ rx }: User, count: number): void {
+    for (let i = 0; i < count && rx.avail > 0; i++) {
+      const frame = this.m.u32[rx.buf(rx.head) >>> 2]!;
+      assert.ok(frame > 0 && frame <= this.#frames);
+      rx.head = rx.next(rx.head);
+    }
+    rx.publish();
+  }
+
+  serve(): void {
+    while (this.dp.serve(this.domain) > 0);
+    this.check();
+  }
+
+  /** Every buffer is in one place, and the host knows which. */
+  check(): void {
+    const { card, m } = this;
+    this.#takeFill();
+    const idx = (address: number): number =>
+      (address + card.registration.regionAddr - card.rx.bufBase) / card.rx.bufSize;
+    const kernel = [...this.#kernel.owned];
+    for (let i = nic_queue.get.rx_cons(m, this.queue); i !== this.#kernel.rx; i++) {
+      kernel.push(this.#word('rx', DESC + 16 * (i % N)));
+    }
+    const all = (ring: RigRing): number[] => Array.from({ length: N }, (_, i) => ring.bufIdx(i));
+    const unread: number[] = [];
+    const { rx } = card;
+    for (let i = kring.get.hwcur(m, rx.kr); i !== kring.get.hwtail(m, rx.kr); i = rx.next(i)) unread.push(rx.bufIdx(i));
+    const received = [...unread, ...kernel.map(idx)];
+    const sorted = (list: readonly number[]): number[] => list.toSorted((a, b) => a - b);
+    assert.deepEqual(sorted(heldBuffers(m, rx.kr)), sorted(received), 'what the kernel has is known');
+    const everywhere = [
+      ...received,
+      ...all(card.tx),
+      ...this.monitors.flatMap((user) => [...all(user.tx), ...all(user.rx)]),
+    ];
+    const existing = Array.from({ length: BUFFERS }, (_, i) => NETMAP_FIRST_BUF + i);
+    assert.deepEqual(sorted(everywhere), existing, 'every buffer has one owner');
+    const first = this.monitors[0]!.rx;
+    assert.equal(first.count('packets') + first.count('drop_full'), this.#released, 'every frame is shown, or counted');
+  }
+
+  /** Everyone leaves: all buffers are given back, each once. */
+  close(): void {
+    for (const user of this.users) this.die(user, []);
+    this.check();
+    this.dp.nicDown(this.queue);
+    const ledgers = this.users.flatMap((user) => allRings(user.registration).flatMap((ring) => ledgerOf(this.m, ring)));
+    assert.equal(new Set(ledgers).size, BUFFERS);
+    for (const memory of this.memory) releasePorts(this.space, this.region, memory);
+    assert.equal(this.region.free.buffers, BUFFERS);
+    this.abandon();
+  }
+
+  abandon(): void {
+    this.region.close();
+    this.arena.unmap(0, this.arena.bytes);
+  }
+}
