@@ -11,11 +11,7 @@ import type { Context, Row } from './bench.ts';
 import { conditions, type Figure, interleave } from './bench.ts';
 
 /** How the datapath asks whether there is a monitor. */
-const LOOKS = [
-  /load<u(?:32|64)>\(\w+, kring_z?mon\) != 0/g,
-  /load<u32>\(d, domain_num_monitor_rings\) != 0/g,
-  /<u32>load<u16>\(kr, kring_mon_kind\) != 0/g,
-];
+const LOOKS = [/load<u(?:32|64)>\(\w+, kring_z?mon\) != 0/g, /load<u32>\(d, domain_num_monitor_rings\) != 0/g];
 /** Looks there are at least: fewer, and this bench measures nothing. */
 const LEAST = 10;
 

@@ -20,9 +20,9 @@ export const DOMAIN_NIC = 4;
 /** Bytes of the frames that a null port gives. */
 export const NULL_FRAME_LEN = 60;
 
-/** Kinds of monitor (docs/monitors.md): kring.mon_kind of all its rings. */
-export const MONITOR_COPY = 1;
-export const MONITOR_ZCOPY = 2;
+/** Kinds of monitor (docs/monitors.md), beside those of domains: kring.kind of all its rings. */
+export const MONITOR_COPY = 5;
+export const MONITOR_ZCOPY = 6;
 /** Most rings of one direction that the monitors of a domain have together. */
 export const MAX_MONITOR_RINGS = 32;
 
@@ -83,8 +83,8 @@ export const kring = struct('kring', 256, {
   shadow: [92, 'u32'],
   /** Pipes, tx: 1 while the packet that is not yet whole has a bad slot. */
   chain_bad: [96, 'u32'],
-  /** 0, or of a monitor's ring: MONITOR_COPY or MONITOR_ZCOPY. */
-  mon_kind: [100, 'u16'],
+  /** Of a monitor's ring MONITOR_COPY or MONITOR_ZCOPY, of others the kind of their domain; 0 while not attached. */
+  kind: [100, 'u16'],
   /** rx: up to where copy monitors have seen what arrived. */
   mon_tail: [102, 'u16'],
   /** The first of this ring's copy monitors (a list), and its zero-copy monitor, as krings; 0: none. Read as one u64. */

@@ -28,8 +28,8 @@ import {
   kring_dir,
   kring_drop_nodst,
   kring_hwcur,
+  kring_kind,
   kring_mon,
-  kring_mon_kind,
   kring_port,
   kring_num_slots,
   kring_rhead,
@@ -96,9 +96,17 @@ export function valeAttach(d: usize, port: usize): i32 {
   if (id == NM_BDG_MAXPORTS) return -ENOSPC;
   store<u32>(d + (id << 2), <u32>port, domain_ports);
   store<u32>(port, <u32>d, port_domain);
+  setKind(port, load<u32>(d, domain_kind));
   store<u32>(port, id, port_port_id);
   store<u32>(port, push(d + domain_num_active, d + domain_active, port), port_active_idx);
   return id;
+}
+
+function setKind(port: usize, kind: u32): void {
+  for (let i: u32 = 0; i < load<u32>(port, port_num_tx_rings); i++)
+    store<u16>(at(port + port_tx_rings, i), kind, kring_kind);
+  for (let i: u32 = 0; i < load<u32>(port, port_num_rx_rings); i++)
+    store<u16>(at(port + port_rx_rings, i), kind, kring_kind);
 }
 
 /** The lowest port_id that is free, or NM_BDG_MAXPORTS. */
@@ -135,6 +143,7 @@ function removePort(d: usize, port: usize): void {
   const moved = removeAt(d + domain_num_active, d + domain_active, idx);
   if (moved != 0) store<u32>(moved, idx, port_active_idx);
   store<u32>(port, 0, port_domain);
+  setKind(port, 0);
 }
 
 export function monAttach(d: usize, port: usize, kind: u32): i32 {
@@ -143,10 +152,7 @@ export function monAttach(d: usize, port: usize, kind: u32): i32 {
   if (rings > MAX_MONITOR_RINGS) return -ENOSPC;
   store<u32>(d, rings, domain_num_monitor_rings);
   store<u32>(port, <u32>d, port_domain);
-  for (let i: u32 = 0; i < load<u32>(port, port_num_tx_rings); i++)
-    store<u16>(at(port + port_tx_rings, i), kind, kring_mon_kind);
-  for (let i: u32 = 0; i < load<u32>(port, port_num_rx_rings); i++)
-    store<u16>(at(port + port_rx_rings, i), kind, kring_mon_kind);
+  setKind(port, kind);
   return 0;
 }
 
@@ -160,6 +166,7 @@ export function monDetach(d: usize, port: usize): i32 {
   for (let i: u32 = 0; i < load<u32>(port, port_num_rx_rings); i++) monitorUnlink(at(port + port_rx_rings, i));
   store<u32>(d, load<u32>(d, domain_num_monitor_rings) - load<u32>(port, port_num_rx_rings), domain_num_monitor_rings);
   store<u32>(port, 0, port_domain);
+  setKind(port, 0);
   return 0;
 }
 
@@ -229,14 +236,8 @@ export function krFreeze(kr: usize): i32 {
   return 0;
 }
 
-/** Kind of the domain of a ring; 0 if its port is not attached, or a monitor. */
 function kindOf(kr: usize): u32 {
-  const d = domainOf(kr);
-  return d == 0 || isMonitor(kr) ? 0 : load<u32>(d, domain_kind);
-}
-
-function isMonitor(kr: usize): bool {
-  return <u32>load<u16>(kr, kring_mon_kind) != 0;
+  return load<u16>(kr, kring_kind);
 }
 
 export function krCheck(kr: usize): i32 {
@@ -300,12 +301,12 @@ function syncSenders(d: usize): u32 {
 
 /** Sends what the application of a running tx ring wants sent: at most a batch (R8). Returns the slots. */
 function txsync(d: usize, kr: usize): u32 {
-  const kind = load<u32>(d, domain_kind);
-  // Nothing can be sent through a monitor.
-  if (isMonitor(kr)) return sinkTxsync(d, kr, kring_drop_nodst);
+  const kind = kindOf(kr);
   if (kind == DOMAIN_PIPE) return pipeTxsync(d, kr);
   if (kind == DOMAIN_NULL) return nullTxsync(d, kr);
   if (kind == DOMAIN_NIC) return nicTxsync(d, kr);
+  // Nothing can be sent through a monitor.
+  if (kind != DOMAIN_VALE) return sinkTxsync(d, kr, kring_drop_nodst);
   if (!txsyncPrologue(kr)) return 0;
   setArmed(kr, 0);
   if (load<u32>(kr, kring_mon) != 0) monitorSent(d, kr, load<u32>(kr, kring_rhead));
@@ -325,7 +326,7 @@ function txsyncLast(d: usize, kr: usize): void {
 
 /** Takes back what the application of a running rx ring released. Returns the slots, where that is work for others. */
 function syncReceiver(d: usize, kr: usize): u32 {
-  const kind = isMonitor(kr) ? 0 : load<u32>(d, domain_kind);
+  const kind = kindOf(kr);
   if (kind == DOMAIN_PIPE) return pipeRxsync(d, kr);
   if (kind == DOMAIN_NULL) return nullRxsync(d, kr);
   if (kind == DOMAIN_NIC) return nicRxsync(d, kr);
@@ -352,50 +353,45 @@ function syncReceivers(d: usize): u32 {
 
 export function arm(d: usize): void {
   syncReceivers(d);
-  const kind = load<u32>(d, domain_kind);
   const tx = load<u32>(d, domain_num_tx_running);
   for (let i: u32 = 0; i < tx; i++) setArmed(at(d + domain_tx_running, i), 1);
   if (!releasesMatter(d)) return;
   const rx = load<u32>(d, domain_num_rx_running);
   for (let i: u32 = 0; i < rx; i++) {
     const kr = at(d + domain_rx_running, i);
-    if (kind == DOMAIN_VALE || isMonitor(kr)) {
-      if (load<u32>(kr, kring_zmon) != 0) setArmed(kr, 1);
-    } else if (kind == DOMAIN_PIPE) pipeArmReceiver(kr);
+    const kind = kindOf(kr);
+    if (kind == DOMAIN_PIPE) pipeArmReceiver(kr);
     else if (kind == DOMAIN_NIC) nicArmReceiver(kr);
-    else setArmed(kr, 1);
+    else if (kind == DOMAIN_NULL || load<u32>(kr, kring_zmon) != 0) setArmed(kr, 1);
   }
 }
 
 export function look(d: usize): u32 {
-  const kind = load<u32>(d, domain_kind);
   let ready: u32 = nicsReady(d);
   const tx = load<u32>(d, domain_num_tx_running);
   for (let i: u32 = 0; i < tx; i++) {
     const kr = at(d + domain_tx_running, i);
-    if (!senderReady(kind, kr)) continue;
+    if (!senderReady(kr)) continue;
     ready++;
     if (i >= load<u32>(d, domain_num_tx_polled)) unpark(d, kr);
   }
   if (!releasesMatter(d)) return ready;
   const rx = load<u32>(d, domain_num_rx_running);
-  for (let i: u32 = 0; i < rx; i++) {
-    const kr = at(d + domain_rx_running, i);
-    if (kind == DOMAIN_VALE || isMonitor(kr)) {
-      if (load<u32>(kr, kring_zmon) != 0 && rxReady(kr)) ready++;
-    } else if (receiverReady(kind, kr)) ready++;
-  }
+  for (let i: u32 = 0; i < rx; i++) if (receiverReady(at(d + domain_rx_running, i))) ready++;
   return ready;
 }
 
 /** Whether syncing a running tx ring would find something. */
-function senderReady(kind: u32, kr: usize): bool {
-  if (kind == DOMAIN_NIC && !isMonitor(kr)) return nicTxReady(kr);
-  return txReady(kr) && (kind != DOMAIN_PIPE || isMonitor(kr) || pipeTxOpen(kr));
+function senderReady(kr: usize): bool {
+  const kind = kindOf(kr);
+  if (kind == DOMAIN_NIC) return nicTxReady(kr);
+  return txReady(kr) && (kind != DOMAIN_PIPE || pipeTxOpen(kr));
 }
 
-/** Whether syncing a running rx ring would find something, in domains other than switches. */
-function receiverReady(kind: u32, kr: usize): bool {
+/** Whether syncing a running rx ring would find something that matters (`releasesMatter`). */
+function receiverReady(kr: usize): bool {
+  const kind = kindOf(kr);
   if (kind == DOMAIN_PIPE) return pipeRxReady(kr);
-  return kind == DOMAIN_NIC ? nicRxReady(kr) : rxReady(kr);
+  if (kind == DOMAIN_NIC) return nicRxReady(kr);
+  return (kind == DOMAIN_NULL || load<u32>(kr, kring_zmon) != 0) && rxReady(kr);
 }

@@ -32,7 +32,7 @@ import {
   NR_DIR_TX,
   port_domain,
 } from './layouts.generated';
-import { monitorMoved, monitorReleased } from './monitor';
+import { monitorReleased } from './monitor';
 import { loadApplNeedKick, loadCur, loadHead, loadKernNeedKick, storeAtok, storeKernNeedKick, storeKtoa } from './peer';
 import { bump, push } from './private';
 
@@ -97,13 +97,21 @@ export function rxsync(kr: usize): void {
   const head = loadHead(atok);
   if (!accept(kr, head, loadCur(atok))) return;
   const hwcur = load<u32>(kr, kring_hwcur);
-  if (load<u32>(kr, kring_zmon) != 0 && head != hwcur) monitorReleased(domainOf(kr), kr, hwcur, head);
+  if (head != hwcur && load<u32>(kr, kring_zmon) != 0) monitorReleased(domainOf(kr), kr, hwcur, head);
   store<u32>(kr, head, kring_hwcur);
 }
 
 /** Whether `rxsync` would find released slots, unless the ring is faulty. */
 export function rxReady(kr: usize): bool {
   return load<u32>(kr, kring_faulty) == 0 && loadHead(load<u32>(kr, kring_atok)) != load<u32>(kr, kring_rhead);
+}
+
+/**
+ * Whether a ring has monitors, of either kind (both words at once). Whoever moves hwtail asks before `publish`, which calls
+ * nothing: what it knows would have to be kept across a call, also where there is none (docs/monitors.md).
+ */
+export function isWatched(kr: usize): bool {
+  return load<u64>(kr, kring_mon) != 0;
 }
 
 /**
@@ -115,8 +123,6 @@ export function publish(d: usize, kr: usize): void {
   const hwtail = load<u32>(kr, kring_hwtail);
   const moved = hwtail != load<u32>(kr, kring_rtail);
   if (!moved && hwcur == load<u32>(kr, kring_pub_hwcur)) return;
-  // mon and zmon at once.
-  if (moved && load<u64>(kr, kring_mon) != 0) monitorMoved(d, kr);
   storeKtoa(load<u32>(kr, kring_ktoa), hwcur, hwtail);
   store<u32>(kr, hwcur, kring_pub_hwcur);
   store<u32>(kr, hwtail, kring_rtail);

@@ -4,7 +4,7 @@
  * buffers after that, when they are released, and gives empty ones for them; the next one gets them when the first releases
  * them, and so on.
  *
- * A ring without monitors costs a look at `mon` and `zmon` a batch. Owner of everything here: the domain's datapath thread.
+ * A ring without monitors costs a look at `mon` and `zmon`, as one word, where it is published. Owner of everything here: the domain's datapath thread.
  */
 import { copyBytes } from './copy';
 import { publish, rxsync } from './kring';
@@ -20,8 +20,8 @@ import {
   kring_drop_stopped,
   kring_hwcur,
   kring_hwtail,
+  kring_kind,
   kring_mon,
-  kring_mon_kind,
   kring_mon_next_rx,
   kring_mon_next_tx,
   kring_mon_of_rx,
@@ -37,6 +37,7 @@ import {
   kring_slots,
   kring_state,
   kring_zmon,
+  MONITOR_COPY,
   MONITOR_ZCOPY,
   NETMAP_MAX_FRAGS,
   NR_DIR_TX,
@@ -57,11 +58,11 @@ export function monitorSent(d: usize, kr: usize, to: u32): void {
   copySlots(d, kr, load<u32>(kr, kring_hwcur), to);
 }
 
-/** Before hwtail of a ring is published: slots came back to a tx ring, or arrived in an rx ring. */
+/** Before a ring with monitors is published: if hwtail moved, slots came back to a tx ring, or arrived in an rx ring. */
 export function monitorMoved(d: usize, kr: usize): void {
   if (load<u32>(kr, kring_dir) != NR_DIR_TX) {
     monitorArrived(d, kr);
-  } else if (load<u32>(kr, kring_zmon) != 0) {
+  } else if (load<u32>(kr, kring_zmon) != 0 && load<u32>(kr, kring_rtail) != load<u32>(kr, kring_hwtail)) {
     const n = load<u32>(kr, kring_num_slots);
     monitorReleased(d, kr, after(load<u32>(kr, kring_rtail), n), after(load<u32>(kr, kring_hwtail), n));
   }
@@ -226,7 +227,7 @@ function swapPacket(d: usize, kr: usize, m: usize, i: u32, slots: u32): void {
   const fromSlots = load<u32>(kr, kring_num_slots);
   const shadow: usize = load<u32>(kr, kring_shadow);
   // A monitor of a monitor shows the same direction as the first.
-  const known: u32 = <u32>load<u16>(kr, kring_mon_kind) != 0 ? NS_TXMON : 0;
+  const known: u32 = <u32>load<u16>(kr, kring_kind) >= MONITOR_COPY ? NS_TXMON : 0;
   const flag: u32 = load<u32>(kr, kring_dir) == NR_DIR_TX ? NS_TXMON : 0;
   const ring: usize = load<u32>(m, kring_ring);
   const n = load<u32>(m, kring_num_slots);
@@ -254,10 +255,10 @@ function swapPacket(d: usize, kr: usize, m: usize, i: u32, slots: u32): void {
   delivered(m, start, j, slots, bytes, ok);
 }
 
-/** Makes a ring of a monitor, whose mon_kind is set, show what passes through `kr`. */
+/** Makes a ring of a monitor, whose kind is set, show what passes through `kr`. */
 export function monitorLink(m: usize, kr: usize): void {
   const tx = load<u32>(kr, kring_dir) == NR_DIR_TX;
-  if (<u32>load<u16>(m, kring_mon_kind) == MONITOR_ZCOPY) {
+  if (<u32>load<u16>(m, kring_kind) == MONITOR_ZCOPY) {
     let last = kr;
     while (load<u32>(last, kring_zmon) != 0) last = load<u32>(last, kring_zmon);
     if (last == m) return; // behind another monitor of this port, which shows it both directions
@@ -281,7 +282,7 @@ function setMonitorOf(m: usize, kr: usize, tx: bool): void {
 export function monitorUnlink(m: usize): void {
   const tx: usize = load<u32>(m, kring_mon_of_tx);
   const rx: usize = load<u32>(m, kring_mon_of_rx);
-  if (<u32>load<u16>(m, kring_mon_kind) == MONITOR_ZCOPY) {
+  if (<u32>load<u16>(m, kring_kind) == MONITOR_ZCOPY) {
     const next: usize = load<u32>(m, kring_zmon);
     if (tx != 0) store<u32>(tx, <u32>next, kring_zmon);
     if (rx != 0) store<u32>(rx, <u32>next, kring_zmon);

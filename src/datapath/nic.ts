@@ -9,7 +9,7 @@
  * Sending: a slot is its user's again when its entry is completed. Completions are counted, not matched: in copy mode a
  * frame is copied when it is sent, and drivers complete in order.
  */
-import { publish, rxsync, setArmed, txReady, txsyncPrologue } from './kring';
+import { isWatched, publish, rxsync, setArmed, txReady, txsyncPrologue } from './kring';
 import {
   domain_nics,
   domain_num_nics,
@@ -344,6 +344,7 @@ export function nicTxsync(d: usize, kr: usize): u32 {
   }
   store<u32>(kr, pos, kring_hwcur);
   store<u32>(kr, done == 0 ? n - 1 : done - 1, kring_hwtail);
+  if (isWatched(kr)) monitorMoved(d, kr);
   publish(d, kr);
   return moved;
 }
@@ -362,11 +363,12 @@ export function nicRxsync(d: usize, kr: usize): u32 {
     used = receive(q, kr, hwtail, n - 1 - distance(hwcur, hwtail, n), true);
     store<u32>(kr, wrap(hwtail + used, n), kring_hwtail);
   }
+  if (isWatched(kr)) monitorMoved(d, kr);
   publish(d, kr);
   return used + distance(first, hwcur, n);
 }
 
-/** Arms an rx ring while less than half of its buffers are with the kernel (R11). */
+/** Arms an rx ring while less than half of its buffers are with the kernel, or a zero-copy monitor waits for them (R11). */
 export function nicArmReceiver(kr: usize): void {
   const n = load<u32>(kr, kring_num_slots);
   const theirs = distance(load<u32>(kr, kring_hwcur), load<u32>(kr, kring_hwtail), n);

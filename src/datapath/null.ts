@@ -2,7 +2,7 @@
  * Null ports: a sink and a source, for measuring everything but the switching. netmap's own (netmap_null.c) do nothing at
  * all; here tx takes what is sent, and rx gives frames of NULL_FRAME_LEN bytes, whatever their buffers hold, as fast as slots are released.
  */
-import { publish, rxsync, setArmed, txsyncPrologue } from './kring';
+import { isWatched, publish, rxsync, setArmed, txsyncPrologue } from './kring';
 import {
   kring_bytes,
   kring_copies,
@@ -18,7 +18,7 @@ import {
   NS_RFRAGS_SHIFT,
   NULL_FRAME_LEN,
 } from './layouts.generated';
-import { monitorSent } from './monitor';
+import { monitorMoved, monitorSent } from './monitor';
 import { loadSlot, slotAt, slotFlags, slotLen, storeSlot } from './peer';
 import { bump } from './private';
 
@@ -48,6 +48,7 @@ export function sinkTxsync(d: usize, kr: usize, counter: usize): u32 {
   store<u32>(kr, head == 0 ? n - 1 : head - 1, kring_hwtail);
   count(kr, slots, packets, bytes);
   bump(kr + counter, packets);
+  if (isWatched(kr)) monitorMoved(d, kr);
   publish(d, kr);
   return slots;
 }
@@ -67,6 +68,7 @@ export function nullRxsync(d: usize, kr: usize): u32 {
   if (slots != 0) setArmed(kr, 0);
   store<u32>(kr, end, kring_hwtail);
   count(kr, slots, slots, slots * NULL_FRAME_LEN);
+  if (isWatched(kr)) monitorMoved(d, kr);
   publish(d, kr);
   return slots;
 }

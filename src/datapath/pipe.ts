@@ -5,7 +5,7 @@
  *
  * Owner of everything here: the domain's datapath thread. A frozen ring belongs to control code for that time.
  */
-import { publish, rxReady, rxsync, setArmed, txsyncPrologue } from './kring';
+import { isWatched, publish, rxReady, rxsync, setArmed, txsyncPrologue } from './kring';
 import {
   KRING_FROZEN,
   KRING_RUNNING,
@@ -38,7 +38,7 @@ import {
   NS_INDIRECT,
   NS_MOREFRAG,
 } from './layouts.generated';
-import { monitorArrived, monitorSent } from './monitor';
+import { monitorMoved, monitorSent } from './monitor';
 import {
   bufValid,
   loadCur,
@@ -130,8 +130,8 @@ export function pipeTxsync(d: usize, tx: usize): u32 {
   bump(rx + kring_slots, slots);
   bump(rx + kring_bytes, bytes);
   publish(d, tx);
+  if (isWatched(rx)) monitorMoved(d, rx);
   if (load<u32>(rx, kring_state) == KRING_RUNNING) publish(d, rx);
-  else if (load<u32>(rx, kring_mon) != 0) monitorArrived(d, rx);
   return slots;
 }
 
@@ -204,7 +204,10 @@ export function pipeRxsync(d: usize, rx: usize): u32 {
       giveBack(rx, tx, 0, head);
     } else giveBack(rx, tx, first, head);
     store<u32>(tx, head == 0 ? n - 1 : head - 1, kring_hwtail);
-    if (load<u32>(tx, kring_state) == KRING_RUNNING) publish(d, tx);
+    if (load<u32>(tx, kring_state) == KRING_RUNNING) {
+      if (isWatched(tx)) monitorMoved(d, tx);
+      publish(d, tx);
+    }
   }
   publish(d, rx);
   return distance(first, head, load<u32>(rx, kring_num_slots));

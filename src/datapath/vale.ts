@@ -8,7 +8,7 @@
 import { deliverChain } from './chain';
 import { copyFrame, copyLong, SHORT, storeVnetHdr, touch } from './copy';
 import { flowRing } from './flow';
-import { publish, rxsync } from './kring';
+import { isWatched, publish, rxsync } from './kring';
 import {
   domain_active,
   domain_dirty,
@@ -49,6 +49,7 @@ import {
   port_rx_rings,
   port_vnet_hdr_len,
 } from './layouts.generated';
+import { monitorMoved } from './monitor';
 import { deliverOffload } from './offload';
 import { loadVnet } from './offload-vnet';
 import { bufValid, loadSlot, slotAt, slotIdx, storeSlot } from './peer';
@@ -83,6 +84,7 @@ export function valeTxsync(d: usize, kr: usize): u32 {
   bump(kr + kring_slots, done);
   store<u32>(kr, j, kring_hwcur);
   store<u32>(kr, j == 0 ? n - 1 : j - 1, kring_hwtail);
+  if (isWatched(kr)) monitorMoved(d, kr);
   publish(d, kr);
   publishReceivers(d);
   return done;
@@ -275,6 +277,7 @@ function publishReceivers(d: usize): void {
   for (let i: u32 = 0; i < n; i++) {
     const kr = at(d + domain_dirty, i);
     store<u32>(kr, 0, kring_dirty);
+    if (isWatched(kr)) monitorMoved(d, kr);
     publish(d, kr);
   }
   store<u32>(d, 0, domain_num_dirty);
