@@ -75,6 +75,11 @@ test('host, list, vm, stop', async (t) => {
     [unknown.status, unknown.stderr],
     [2, 'ptnet: the daemon has no VM called "web": it serves fw (see ptnet host --vm)\n'],
   );
+  const memory = run('vm', 'fw', '--memory', 'much', '--run-dir', daemon.runDir);
+  assert.deepEqual(
+    [memory.status, memory.stderr],
+    [2, 'ptnet: --memory much: must be a size as QEMU writes it, e.g. 512M, 2G\n'],
+  );
   const second = run('host', '--run-dir', daemon.runDir);
   assert.equal(second.status, 1);
   assert.match(second.stderr, /^ptnet: a daemon \(process \d+\) runs in .* already: .*\n$/);

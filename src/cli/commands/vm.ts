@@ -59,6 +59,8 @@ function findVm(status: DaemonStatus, name: string): VmStatus {
 function machineOptions(flags: VmFlags, given: readonly string[]): MachineOptions {
   const { memory, machine, kvm } = readQemuArguments(given);
   const iommu = flags.iommu ?? false;
+  if (flags.memory !== undefined && !/^\d+(\.\d+)?[bkmgtpe]?$/i.test(flags.memory))
+    throw new UsageError(`--memory ${flags.memory}: must be a size as QEMU writes it, e.g. 512M, 2G`);
   const chosen = flags.machine ?? machine ?? (iommu ? 'q35' : 'pc');
   if (iommu && !/^(?:pc-)?q35/.test(chosen)) {
     throw new UsageError(`--iommu: machine type ${chosen} has no virtual IOMMU, use q35`);
