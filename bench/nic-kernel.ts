@@ -16,9 +16,9 @@ if (what === 'drop' || what === 'pass') {
   process.stdin.on('end', () => process.exit()).resume();
   process.stdout.write('ready\n');
 } else {
-  // IPv4 for nobody here: a stack that gets it drops it at once.
+  // An EtherType for experiments: a stack that gets it drops it at once. (A bridge would look into IPv4, and drop it before.)
   const frame = new Uint8Array(Number(size));
-  frame.set([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0]);
+  frame.set([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x88, 0xb5]);
   const parent = process.ppid;
   process.stdout.write('ready\n');
   while (process.ppid === parent) xdpSend(ifindex, frame, AT_ONCE);

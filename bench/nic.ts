@@ -24,8 +24,8 @@ const SLOTS = '4096';
 const WARM_MS = 200;
 const DROP = 'kernel: XDP_DROP';
 const PACKET = 'kernel: packet sockets';
-/** Our ways of having a veth's frames. */
-const WAYS = ['native', 'packet'] as const;
+/** Our ways of having a veth's frames: generic means by way of a bridge, which has no XDP of its own. */
+const WAYS = ['native', 'generic', 'packet'] as const;
 type Mode = (typeof WAYS)[number];
 const ptnet = (mode: Mode): string => `ptnet, ${mode}`;
 
@@ -118,24 +118,27 @@ async function pktGen(
 }
 
 function variants(lab: NicLab, c: boolean, side: 'receive' | 'send', size: number, ms: number): Variant[] {
-  const variant = (name: string, measure: (running: Running) => Promise<number>): Variant => ({
+  const variant = (name: string, measure: (running: Running) => Promise<number>, iface = 'veth0'): Variant => ({
     name,
     run: async () => {
       const running = new Running();
+      if (iface === 'br0') lab.bridge();
       try {
         return await measure(running);
       } finally {
         await running.end();
+        if (iface === 'br0') lab.here.ip('link', 'del', 'br0');
       }
     },
   });
-  const port: [NicLab, string] = [lab, 'veth0'];
   const source = (running: Running): Promise<ChildProcess> => running.kernel(lab.there, 'send', 'veth1', String(size));
 
-  const ours = WAYS.map((mode) =>
-    variant(ptnet(mode), async (running) => {
-      // A packet socket is what is left where another XDP program is.
-      if (mode === 'packet') await running.kernel(lab.here, 'pass', 'veth0');
+  const ours = WAYS.map((mode) => {
+    const iface = mode === 'generic' ? 'br0' : 'veth0';
+    const port: [NicLab, string] = [lab, iface];
+    const measure = async (running: Running): Promise<number> => {
+      // A packet socket is what is left where another XDP program is; and veth0 takes the source's frames only if it has one.
+      if (mode !== 'native') await running.kernel(lab.here, 'pass', 'veth0');
       if (side === 'send') {
         const end = await pktGen(running, port, mode, '-f', 'tx', '-l', String(size), '-D', '02:00:00:00:00:02');
         const mpps = await arriving(lab.there, 'veth1', ms);
@@ -146,8 +149,9 @@ function variants(lab: NicLab, c: boolean, side: 'receive' | 'send', size: numbe
       await source(running);
       await sleep(ms);
       return (await end()).packetsPerSecond / 1e6;
-    }),
-  );
+    };
+    return variant(ptnet(mode), measure, iface);
+  });
   const drop = variant(DROP, async (running) => {
     await running.kernel(lab.here, 'drop', 'veth0');
     await source(running);
