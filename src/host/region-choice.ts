@@ -89,10 +89,11 @@ export class RegionChoice {
       }
       if (port.region.id === undefined) {
         const why = `a zero-copy monitor lies in the region of ${port.name}, which has room for nothing else`;
-        throw new SysError(
-          `open ${name.text}: ${why}; open the port with a region that has (${port.name}@ID)`,
-          errno.ENOMEM,
-        );
+        const how =
+          port.persistent === undefined
+            ? `open the port with a region that has (${port.name}@ID)`
+            : `make the port with a region that has (ptnet vale-ctl -n ${port.persistent} -m ID)`;
+        throw new SysError(`open ${name.text}: ${why}; ${how}`, errno.ENOMEM);
       }
       return this.#usable(name, port.region, owner, rights);
     }

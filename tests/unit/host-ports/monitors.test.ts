@@ -1,7 +1,7 @@
 /** Monitors beyond netmap's scenarios (tests/netmap-utils): several of them, their end and their port's, rings, rights. */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { listDaemon, type NetmapPort, NS_TXMON, openDevice, POLLIN } from '../../../src/api/index.ts';
+import { listDaemon, type NetmapPort, NS_TXMON, openDevice, POLLIN, valeCtl } from '../../../src/api/index.ts';
 import { mayMonitor } from '../../../src/host/config.ts';
 import { receive, send } from '../../netmap-utils/functional.ts';
 import { Lab } from './support.ts';
@@ -121,6 +121,9 @@ test('refused with the reason: no such port, a zero-copy monitor where there is 
   const a = await lab.open('vale0:a');
   await assert.rejects(lab.open('vale0:a/z'), { code: 'ENOMEM', message: /vale0:a@ID/ });
   await lab.close(a);
+  await valeCtl({ letter: 'n', name: 'v0' }, lab.runDir);
+  await assert.rejects(lab.open('netmap:v0/z'), { code: 'ENOMEM', message: /ptnet vale-ctl -n v0 -m ID/ });
+  await valeCtl({ letter: 'r', name: 'v0' }, lab.runDir);
 });
 
 test('R19: extra buffers come back from a port that exchanged them with its neighbour’s', async () => {
