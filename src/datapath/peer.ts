@@ -58,6 +58,11 @@ export function slotFlags(w: u64): u32 {
   return <u32>(w >> 48);
 }
 
+/** len, and flags above it. */
+export function slotLenFlags(w: u64): u32 {
+  return <u32>(w >> 32);
+}
+
 /** Fills a slot the host owns; its buf_idx stays. One store: len and flags are neighbours. */
 export function storeSlot(slot: usize, len: u32, flags: u32): void {
   store<u32>(slot, len | (flags << 16), netmap_slot_len);

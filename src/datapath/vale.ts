@@ -52,7 +52,7 @@ import {
 import { monitorMoved } from './monitor';
 import { deliverOffload } from './offload';
 import { loadVnet } from './offload-vnet';
-import { bufValid, loadSlot, slotAt, slotIdx, storeSlot } from './peer';
+import { bufValid, loadSlot, slotAt, slotIdx, slotLenFlags, storeSlot } from './peer';
 import { at, bump, push } from './private';
 import { destination, FLOODED, MALFORMED, takeHeaders } from './resolve';
 import { scan } from './scan';
@@ -241,7 +241,8 @@ function copyRun(d: usize, kr: usize, me: u32, dst: u64, ft: usize, end: usize, 
   let bytes: u32 = 0;
   for (;;) {
     const to = ofs + 2 * ft;
-    const idx = slotIdx(loadSlot(to));
+    const was = loadSlot(to);
+    const idx = slotIdx(was);
     const len: u32 = load<u16>(ft, nm_bdg_fwd_len);
     if (!bufValid(idx, bufs)) break;
     if (len > bufSize) break;
