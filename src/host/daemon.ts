@@ -355,14 +355,11 @@ export class Daemon {
    * Whether a user may open a port now; what is then counted against him.
    * @param memId of the region that it will lie in @param alone sizes of the one it needs if it gets one to itself
    */
-  #checkAccess(
-    { name, text }: PortName,
-    { uid, pid }: PeerCredentials,
-    memId: string | undefined,
-    alone: RegionSizes,
-  ): OpenPort {
+  #checkAccess(port: PortName, { uid, pid }: PeerCredentials, memId: string | undefined, alone: RegionSizes): OpenPort {
+    const { name, text } = port;
     const access = accessOf(this.config, uid);
-    if (access === undefined || !(mayOpen(access, name) || mayMonitor(access, text))) {
+    const may = access !== undefined && (mayOpen(access, name) || (isMonitor(port) && mayMonitor(access, text)));
+    if (!may) {
       throw new SysError(`open ${name}: the configuration does not let user ${uid} open this port`, errno.EPERM);
     }
     const mine = [...this.#opened].filter((o) => o.uid === uid);

@@ -223,6 +223,23 @@ test('R21: another user: refused without a word in the configuration, let in by 
   return undefined;
 });
 
+test('R21: leave to watch ports is none to open them, whatever stands behind their names', () =>
+  withDaemon(
+    `users: { ${uid}: { ports: ["vale0:*/r", "vale0:a/*", "vale1:mine", "@lab"] } }\nvms: { fw: { ports: [vale0:a] } }`,
+    async (lab) => {
+      const mine = await openPort('vale1:mine@lab', { runDir: lab.dir });
+      const watching = await openPort('vale0:a/r', { runDir: lab.dir });
+      for (const name of ['vale0:b@share=vale1:mine/r', 'vale0:b@lab@share=vale1:mine/r', 'vale0:a/x', 'vale0:b/x']) {
+        await assert.rejects(
+          openPort(name, { runDir: lab.dir }),
+          /does not let user \d+ open this port|both name a region/,
+        );
+      }
+      await watching.close();
+      await mine.close();
+    },
+  ));
+
 test('connections beyond the limit are answered with the reason', () =>
   withDaemon('', async (lab) => {
     const held: Socket[] = [];
