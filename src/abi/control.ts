@@ -135,6 +135,8 @@ export interface PortStatus {
     readonly name: string;
     readonly mode: 'native' | 'generic' | 'packet' | 'tap' | 'host';
     readonly because?: string;
+    /** native: whether the card reaches the buffers itself; else the kernel copies each frame. */
+    readonly zeroCopy?: boolean;
     readonly running: boolean;
     readonly mtu: number;
     readonly gone: boolean;

@@ -249,6 +249,9 @@ export const nic_queue = struct('nic_queue', 192, {
   rx_head: [116, 'u32'],
   /** Slots of one frame to send, at most. */
   max_pieces: [120, 'u32'],
+  /** 1: the card reaches the buffers itself. Else the errno for which it does not, 0 if that was not tried. */
+  zero_copy: [124, 'u32'],
+  copy_errno: [128, 'u32'],
 });
 
 /** Arena addresses of krings, most the rings of a full switch and its monitors. */

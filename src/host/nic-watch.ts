@@ -8,6 +8,8 @@ export interface NicUse {
   readonly nic: Nic;
   /** What was last heard of it. */
   readonly state: { running: boolean; mtu: number; gone: boolean };
+  /** Of a native AF_XDP socket: whether the card reaches the buffers itself, or why it does not. */
+  readonly zeroCopy: () => { readonly zeroCopy: boolean; readonly because?: string } | undefined;
   /** Lets go of the interface; what the port sends is dropped and counted from then on. */
   gone(): Promise<void>;
 }
@@ -40,11 +42,14 @@ export class NicWatch {
       tap: 'TAP',
       host: 'tc',
     };
-    const why = nic.because === undefined ? '' : ` (${nic.because})`;
+    const zeroCopy = use.zeroCopy();
+    const copies = zeroCopy === undefined ? '' : zeroCopy.zeroCopy ? ', zero copy' : ', copy mode';
+    const because = nic.because ?? zeroCopy?.because;
+    const why = because === undefined ? '' : ` (${because})`;
     const both = parseInterface(nic.name).part === 'both';
     const queues = nic.links.filter((link) => link !== undefined).length - (both ? 1 : 0);
     const host = both ? `; the host's stack: ${how.host}` : '';
-    this.#events.log('info', `interface ${nic.name}: ${how[nic.mode]}, ${queues} queues${why}${host}`);
+    this.#events.log('info', `interface ${nic.name}: ${how[nic.mode]}${copies}, ${queues} queues${why}${host}`);
   }
 
   remove(use: NicUse): void {

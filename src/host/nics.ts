@@ -79,7 +79,7 @@ const VNET_HDR_LEN = 12;
 /** Bytes of the longest frame that offloads make. */
 const TSO_FRAME = 65536 + VNET_HDR_LEN;
 /** Ethernet header, two VLAN tags. */
-const FRAME_OVERHEAD = 22;
+export const FRAME_OVERHEAD = 22;
 /** Names of interfaces that are made if they are not there. */
 const TAP_NAME = /^tap/;
 

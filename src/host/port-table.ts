@@ -142,7 +142,8 @@ export class PortTable {
       ({ nic }) => nic?.state.gone === false && sameRings(nic.nic.name, iface),
     );
     if (taken !== undefined) throw new SysError(`interface ${iface} is a port already: ${taken.name}`, errno.EBUSY);
-    const bufSize = region.region.layout.bufPool.objsz;
+    const { layout } = region.region;
+    const bufSize = layout.bufPool.objsz;
     const mayCutOff = withHost || this.#mayCutOff(iface);
     const nic = openNic(iface, { bufSize, vnetHdr: hosted, mayCutOff, offloads: this.#offloads });
     let port: Port | undefined;
@@ -150,7 +151,8 @@ export class PortTable {
       const domain = await this.#domains.get(domainName, hosted ? 'vale' : 'nic');
       port = await this.#make(domain, region, [name], config, owner);
       port.mac = nic.mac;
-      port.nic = await connectNic(domain.datapath, domain.address, port.record, nic, hosted);
+      const { datapath } = domain;
+      port.nic = await connectNic(datapath, domain.address, port.record, nic, hosted, layout.pageBytes);
     } catch (e) {
       if (port === undefined) nic.close();
       else await this.#remove([port]);

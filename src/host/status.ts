@@ -30,7 +30,7 @@ const macText = (mac: readonly number[]): string => mac.map((b) => b.toString(16
 function interfaceStatus({ nic: use }: Port): Pick<PortStatus, 'interface'> {
   if (use === undefined) return {};
   const { name, mode, because } = use.nic;
-  return { interface: { name, mode, ...(because === undefined ? {} : { because }), ...use.state } };
+  return { interface: { name, mode, ...(because === undefined ? {} : { because }), ...use.zeroCopy(), ...use.state } };
 }
 
 /** Each open of a port, or the port itself if there is none. */

@@ -8,7 +8,7 @@
 import { kring, nic_queue } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
 import { pageRound } from '../memory/index.ts';
-import type { Epoll, XskRing, XskRingName } from '../os/index.ts';
+import type { Epoll, XskConfig, XskRing, XskRingName } from '../os/index.ts';
 import {
   EPOLLET,
   EPOLLIN,
@@ -28,7 +28,14 @@ import { FramePump, MAX_PIECES } from './nic-pump.ts';
 /** Where a queue's frames come from and go to. */
 export type NicLink =
   /** A queue of an interface, by AF_XDP. `map`: of the XDP program that is attached there. */
-  | { readonly kind: 'xdp'; readonly ifindex: number; readonly queue: number; readonly map: number }
+  | {
+      readonly kind: 'xdp';
+      readonly ifindex: number;
+      readonly queue: number;
+      readonly map: number;
+      /** Whether zero copy is to be tried; `oneBuffer`: also where a frame is in one buffer only. Default: not. */
+      readonly zeroCopy?: { readonly oneBuffer: boolean };
+    }
   /** A descriptor of which a read or write is a frame. `packet`: it is a packet socket. */
   | { readonly kind: 'frames'; readonly fd: number; readonly packet: boolean; readonly pieces: number };
 
@@ -72,13 +79,34 @@ const PUMP_EVERY_MS = 0.05;
 /** How often the kernel is asked what it dropped. */
 const STATISTICS_EVERY_MS = 100;
 
+/**
+ * Binds a socket in the best way there is. Returns it, and the errno for which it is not zero copy though that was to be tried.
+ * @throws SysError EBUSY
+ */
+function bindXsk(
+  zeroCopy: { readonly oneBuffer: boolean } | undefined,
+  config: Omit<XskConfig, 'zeroCopy' | 'chains'>,
+): [Xsk, number] {
+  let why = 0;
+  for (const chains of zeroCopy === undefined ? [] : zeroCopy.oneBuffer ? [true, false] : [true]) {
+    try {
+      return [new Xsk({ ...config, zeroCopy: true, chains }), 0];
+    } catch (e) {
+      if (!(e instanceof SysError) || e.errno === errno.EBUSY) throw e;
+      why = e.errno;
+    }
+  }
+  return [new Xsk({ ...config, zeroCopy: false, chains: true }), why];
+}
+
 interface Queue {
   readonly config: NicQueueConfig;
   readonly address: number;
   xsk: Xsk | undefined;
   pump: FramePump | undefined;
-  /** Arena address of the fill ring's flags. */
+  /** Arena addresses of the flags of the fill ring and the tx ring. */
   fillFlags: number;
+  txFlags: number;
   /** Not open, on purpose: its slots are being rewritten. */
   frozen: boolean;
   /** When to try again to open it, and since when; 0: not. */
@@ -116,6 +144,7 @@ export class NicQueues {
       xsk: undefined,
       pump: undefined,
       fillFlags: 0,
+      txFlags: 0,
       frozen: false,
       retryAt: 0,
       failingSince: 0,
@@ -205,7 +234,12 @@ export class NicQueues {
 
   #kick(queue: Queue, xsk: Xsk): number {
     const { m } = this.#arena;
-    if (nic_queue.get.kick(m, queue.address) !== 0) {
+    if (xsk.zeroCopy) {
+      // The driver sends by itself until it has nothing to send.
+      const waits = (m.u32[queue.txFlags >>> 2]! & XDP_RING_NEED_WAKEUP) !== 0;
+      if (waits && nic_queue.get.in_flight(m, queue.address) !== 0) xsk.kickTx();
+      nic_queue.set.kick(m, queue.address, 0);
+    } else if (nic_queue.get.kick(m, queue.address) !== 0) {
       const e = xsk.kickTx();
       if (e === 0) nic_queue.set.kick(m, queue.address, 0);
       else if (e === errno.EAGAIN) return 1; // more than one call sends
@@ -278,7 +312,7 @@ export class NicQueues {
     let rings: Readonly<Record<XskRingName, XskRing>>;
     if (link.kind === 'xdp') {
       const inProcess = (ofs: number): number => this.#arena.addressOf(ofs);
-      const xsk = new Xsk({
+      const [xsk, why] = bindXsk(link.zeroCopy, {
         ifindex: link.ifindex,
         queue: link.queue,
         umem: { address: inProcess(umem.address), bytes: umem.bytes },
@@ -293,11 +327,14 @@ export class NicQueues {
       });
       queue.xsk = xsk;
       rings = xsk.rings;
+      nic_queue.set.zero_copy(m, address, xsk.zeroCopy ? 1 : 0);
+      nic_queue.set.copy_errno(m, address, why);
     } else {
       queue.pump = new FramePump(this.#arena, config, link);
       rings = FramePump.rings;
     }
     queue.fillFlags = at.fill + rings.fill.flags;
+    queue.txFlags = at.tx + rings.tx.flags;
     try {
       this.#describe(queue, rings);
       this.#datapath.nicUp(config.domain, address);
@@ -311,7 +348,7 @@ export class NicQueues {
   }
 
   /** Fills the nic_queue. */
-  #describe({ config, address }: Queue, rings: Readonly<Record<XskRingName, XskRing>>): void {
+  #describe({ config, address, xsk }: Queue, rings: Readonly<Record<XskRingName, XskRing>>): void {
     const { m } = this.#arena;
     const { at } = config;
     const { set } = nic_queue;
@@ -331,7 +368,7 @@ export class NicQueues {
     set.completion_producer(m, address, at.completion + rings.completion.producer);
     set.completion_consumer(m, address, at.completion + rings.completion.consumer);
     set.ledger(m, address, config.ledger);
-    set.max_pieces(m, address, config.link.kind === 'xdp' ? XDP_MAX_PIECES : MAX_PIECES);
+    set.max_pieces(m, address, xsk === undefined ? MAX_PIECES : xsk.chains ? XDP_MAX_PIECES : 1);
   }
 
   #close(queue: Queue): void {

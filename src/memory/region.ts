@@ -4,7 +4,7 @@
  * guest computes every address from them. A region belongs to one trust domain.
  */
 import { NETMAP_FIRST_BUF, netmap_if, netmap_ring, netmap_slot } from '../abi/index.ts';
-import { closeFd, HUGE_PAGE, hugeMemfd, memfd, PAGE_SIZE, SysError } from '../os/index.ts';
+import { closeFd, HUGE_PAGE, hugeMemfd, memfd, PAGE_SIZE, SysError, XDP_PACKET_HEADROOM } from '../os/index.ts';
 import type { ArenaSpace } from './arena.ts';
 import { pageRound } from './arena.ts';
 
@@ -75,10 +75,20 @@ export function regionLayout(config: RegionConfig): RegionLayout {
     objsz: bufSize,
   };
   const pageBytes = config.hugePages === true ? HUGE_PAGE : PAGE_SIZE;
+  if (pageBytes === HUGE_PAGE) for (let i = 0; i < bufPool.objnum; i++) if (isTorn(bufPool, i)) bufPool.objnum++;
   const size = Math.ceil((bufPool.ofs + bufPool.objnum * bufSize) / pageBytes) * pageBytes;
   const barSize = 2 ** Math.ceil(Math.log2(size));
   const fileSize = pageBytes === HUGE_PAGE ? size : barSize;
   return { ifPool, ringPool, bufPool, pageBytes, size, barSize, fileSize };
+}
+
+/**
+ * Whether a buffer, with the headroom that XDP has in front of it, goes over the end of a huge page: a card may find its two
+ * parts far from each other, so the kernel refuses such a one (docs/nics.md).
+ */
+function isTorn({ ofs, objsz }: Pool, i: number): boolean {
+  const page = (at: number): number => Math.floor(at / HUGE_PAGE);
+  return page(ofs + i * objsz - XDP_PACKET_HEADROOM) !== page(ofs + (i + 1) * objsz - 1);
 }
 
 /** A region has too few objects of a kind left. */
@@ -102,11 +112,13 @@ class ObjectPool {
   /** 1 for each object that somebody has. */
   readonly #out: Uint8Array;
 
-  constructor(region: string, what: string, first: number, end: number) {
+  /** @param kept whether an object is never handed out */
+  constructor(region: string, what: string, first: number, end: number, kept?: (i: number) => boolean) {
     this.#region = region;
     this.#what = what;
     this.#out = new Uint8Array(end);
     this.#free = Array.from({ length: Math.max(0, end - first) }, (_, i) => end - 1 - i);
+    if (kept !== undefined) this.#free = this.#free.filter((i) => !kept(i));
   }
 
   take(n: number): number[] {
@@ -167,7 +179,8 @@ export class Region {
     this.layout = layout;
     this.#interfaces = new ObjectPool(config.name, 'interfaces', 0, config.interfaces);
     this.#rings = new ObjectPool(config.name, 'rings', 0, config.rings);
-    this.#buffers = new ObjectPool(config.name, 'buffers', NETMAP_FIRST_BUF, this.layout.bufPool.objnum);
+    const torn = layout.pageBytes === HUGE_PAGE ? (i: number): boolean => isTorn(layout.bufPool, i) : undefined;
+    this.#buffers = new ObjectPool(config.name, 'buffers', NETMAP_FIRST_BUF, layout.bufPool.objnum, torn);
     this.fd = fd ?? memfd(`ptnet:${config.name}`, layout.fileSize);
   }
 

@@ -20,6 +20,7 @@ const XDP_STATISTICS = 7;
 const XDP_MAX_TX_SKB_BUDGET = 9;
 const XDP_UMEM_UNALIGNED_CHUNK_FLAG = 1;
 const XDP_COPY = 2;
+const XDP_ZEROCOPY = 4;
 const XDP_USE_NEED_WAKEUP = 8;
 const XDP_USE_SG = 16;
 const PGOFF = { rx: 0, tx: 0x80000000, fill: 0x100000000, completion: 0x180000000 } as const;
@@ -70,6 +71,10 @@ export interface XskConfig {
   readonly bufSize: number;
   /** Entries of each ring, a power of two. */
   readonly entries: number;
+  /** Whether the card is to reach the buffers itself; else the kernel copies each frame. */
+  readonly zeroCopy: boolean;
+  /** Whether a frame may be in several buffers. */
+  readonly chains: boolean;
   /** Where each ring is to be mapped: `xskRingBytes` bytes. */
   readonly at: Readonly<Record<XskRingName, number>>;
 }
@@ -77,16 +82,21 @@ export interface XskConfig {
 /** A socket on one queue of an interface. */
 export class Xsk {
   readonly fd: number;
+  readonly zeroCopy: boolean;
+  readonly chains: boolean;
   readonly rings: Readonly<Record<XskRingName, XskRing>>;
   /** struct xdp_statistics (48 bytes), its length. */
   readonly #statistics = scratch(52);
 
   /**
    * Maps the rings and binds.
-   * @throws SysError EBUSY: the queue has a socket, or one that has just been closed is not yet gone
+   * @throws SysError EBUSY: the queue has a socket, or one that has just been closed is not yet gone; others: the driver has no
+   * zero copy, or none with chains
    */
   constructor(config: XskConfig) {
-    const { ifindex, queue, umem, bufSize, entries, at } = config;
+    const { ifindex, queue, umem, bufSize, entries, zeroCopy, chains, at } = config;
+    this.zeroCopy = zeroCopy;
+    this.chains = chains;
     this.fd = check(libc.socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0), 'socket(AF_XDP)');
     try {
       const reg = scratch(32);
@@ -112,8 +122,8 @@ export class Xsk {
       }
       const sockaddr = scratch(16);
       sockaddr.view.setUint16(0, AF_XDP, true);
-      // Buffers on ordinary pages are not contiguous for a card, which zero copy would need: docs/nics.md.
-      sockaddr.view.setUint16(2, XDP_COPY | XDP_USE_NEED_WAKEUP | XDP_USE_SG, true);
+      const how = (zeroCopy ? XDP_ZEROCOPY : XDP_COPY) | (chains ? XDP_USE_SG : 0);
+      sockaddr.view.setUint16(2, how | XDP_USE_NEED_WAKEUP, true);
       sockaddr.view.setUint32(4, ifindex, true);
       sockaddr.view.setUint32(8, queue, true);
       check(

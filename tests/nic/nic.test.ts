@@ -18,7 +18,12 @@ describe('a NIC whose region lies on huge pages', { skip: nicSkip() || huge.skip
     try {
       await lab.start({ ports: { hugePages: true } });
       const port = await openPort('netmap:veth0', { runDir: lab.runDir });
-      assert.equal((await lab.port('netmap:veth0')).interface?.mode, 'native');
+      const { mode, zeroCopy, because } = (await lab.port('netmap:veth0')).interface!;
+      assert.deepEqual([mode, zeroCopy], ['native', false]);
+      assert.equal(because, 'the driver veth refuses zero copy: ENOTSUP');
+      await lab.logs(
+        'interface veth0: AF_XDP, native, copy mode, 1 queues (the driver veth refuses zero copy: ENOTSUP)',
+      );
       assert.equal((await listDaemon(lab.runDir)).regions[0]?.pageBytes, HUGE_PAGE);
       for (const bytes of [60, 1514]) await conserves(lab, port, bytes);
       await port.close();
@@ -39,7 +44,9 @@ describe('a NIC passed to one user', { skip: nicSkip() }, () => {
   it('AF_XDP, native: numbered frames, both ways', async () => {
     const port = await openPort('netmap:veth0', { runDir: lab.runDir });
     try {
-      assert.equal((await lab.port('netmap:veth0')).interface?.mode, 'native');
+      const { mode, zeroCopy, because } = (await lab.port('netmap:veth0')).interface!;
+      assert.deepEqual([mode, zeroCopy], ['native', false]);
+      assert.match(because!, /^its region lies on ordinary pages/);
       for (const bytes of [60, 333, 1514]) await conserves(lab, port, bytes);
       await conserves(lab, port, 200, { vlan: 0x2007 });
     } finally {

@@ -100,7 +100,16 @@ export function listText(status: DaemonStatus): string {
   const interfaceRows = interfaces.flatMap(([port, i]) =>
     i === undefined
       ? []
-      : [[i.name, port, i.mode, i.gone ? 'gone' : i.running ? 'up' : 'down', String(i.mtu), i.because ?? '']],
+      : [
+          [
+            i.name,
+            port,
+            i.zeroCopy === true ? `${i.mode}, zero copy` : i.mode,
+            i.gone ? 'gone' : i.running ? 'up' : 'down',
+            String(i.mtu),
+            i.because ?? '',
+          ],
+        ],
   );
   if (interfaceRows.length > 0)
     parts.push(table(['INTERFACE', 'PORT', 'BY', 'LINK', 'MTU', 'WHY NOT BETTER'], interfaceRows, [4]));

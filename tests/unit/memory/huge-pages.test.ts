@@ -14,6 +14,7 @@ import {
   hugePages,
   PAGE_SIZE,
   pageBytesOf,
+  XDP_PACKET_HEADROOM,
 } from '../../../src/os/index.ts';
 import { borrowHugePages } from './huge-pages.ts';
 
@@ -32,6 +33,21 @@ describe('Region on huge pages', { skip: huge.skip }, () => {
     assert.deepEqual([stat.size, stat.blocks * 512], [fileSize, fileSize]);
     assert.equal(getSeals(region.fd), F_SEAL_GROW | F_SEAL_SEAL | F_SEAL_SHRINK);
     region.close();
+  });
+
+  it('a buffer that, with its headroom, goes over the end of a huge page is nobody’s; there are enough others', () => {
+    for (const bufSize of [2048, 1984, 3840]) {
+      const region = new Region({ ...config, buffers: 3000, bufSize, hugePages: true }, 1);
+      const { ofs, objnum } = region.layout.bufPool;
+      const buffers = region.takeBuffers(3000);
+      assert.ok(objnum > 3002 && objnum < 3010);
+      for (const i of buffers) {
+        const [first, last] = [ofs + i * bufSize - XDP_PACKET_HEADROOM, ofs + (i + 1) * bufSize - 1];
+        assert.equal(Math.floor(first / HUGE_PAGE), Math.floor(last / HUGE_PAGE), `buffer ${i}`);
+      }
+      assert.equal(region.free.buffers, 0);
+      region.close();
+    }
   });
 
   it('R2: is mapped into arenas, guard pages before and behind it; close gives addresses and pages back', async () => {
