@@ -2,7 +2,6 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, it } from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { NetmapPort, NetmapRing } from '../../src/api/index.ts';
 import { openDevice, openPort, POLLIN } from '../../src/api/index.ts';
 import { type Namespace, NicLab, nicSkip } from './nic-lab.ts';
@@ -79,7 +78,7 @@ describe('wire and host in one port', { skip: nicSkip('ping') }, () => {
   const open = (name: string, options = {}) => openPort(name, { runDir: lab.runDir, ...options });
 
   async function assertGivenBack(): Promise<void> {
-    while ((await lab.ports()).length > 0) await sleep(10);
+    await lab.givenBack();
     assert.ok(!lab.here.ip('link').includes('ptnh'));
     assert.ok(!/PROMISC|xdp/.test(lab.here.ip('link', 'show', 'veth0')));
     assert.ok(await lab.there.pings('10.77.0.1'));
@@ -153,7 +152,7 @@ describe('wire and host in one port', { skip: nicSkip('ping') }, () => {
       assert.equal(port.rxRings.length, 4);
       await forwarding(port, async () => assert.ok(await lab.here.pings('10.78.0.2')));
       await port.close();
-      while ((await lab.ports()).length > 0) await sleep(10);
+      await lab.givenBack();
     }
   });
 
@@ -165,12 +164,12 @@ describe('wire and host in one port', { skip: nicSkip('ping') }, () => {
     await assert.rejects(open('netmap:veth0*'), /has it or some of these rings open: EBUSY/);
     await assert.rejects(lab.valeCtl('h', 'vale0:veth0'), /is a port already: netmap:veth0\*: EBUSY/);
     await both.close();
-    while ((await lab.ports()).length > 0) await sleep(10);
+    await lab.givenBack();
     for (const name of ['netmap:veth0', 'netmap:veth0^', 'netmap:veth0-0']) {
       const part = await open(name);
       await assert.rejects(open('netmap:veth0*'), /interface veth0\* is a port already: netmap:veth0\^?: EBUSY/);
       await part.close();
-      while ((await lab.ports()).length > 0) await sleep(10);
+      await lab.givenBack();
     }
     await (await open('netmap:veth0*')).close();
     await assertGivenBack();

@@ -45,8 +45,7 @@ describe('the interface and the daemon come and go', { skip: nicSkip('ping') }, 
       await port.close();
     };
     const rest = async (): Promise<Awaited<ReturnType<typeof holdings>>> => {
-      // A region is the last that goes.
-      while ((await listDaemon(lab.runDir)).regions.length > 0) await sleep(20);
+      await lab.givenBack();
       return holdings(lab);
     };
     for (let i = 0; i < 10; i++) await cycle();
@@ -136,7 +135,7 @@ describe('the interface and the daemon come and go', { skip: nicSkip('ping') }, 
   it('an interface of a switch that is deleted leaves the switch, and can be attached again', async () => {
     await lab.valeCtl('h', 'vale0:veth0');
     lab.here.ip('link', 'del', 'veth0');
-    while ((await lab.ports()).length > 0) await sleep(20);
+    await lab.givenBack();
     lab.wire();
     lab.here.ip('addr', 'add', '10.77.0.1/24', 'dev', 'veth0');
     lab.there.ip('addr', 'add', '10.77.0.2/24', 'dev', 'veth1');

@@ -239,6 +239,11 @@ export class NicLab {
     return found;
   }
 
+  /** Until nobody has a port and the interfaces are the host's again: a region is the last that goes. */
+  async givenBack(): Promise<void> {
+    while ((await listDaemon(this.runDir)).regions.length > 0) await sleep(10);
+  }
+
   /** Ends the daemon by a signal. */
   async end(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
     const { daemon } = this;

@@ -82,7 +82,7 @@ describe('a NIC passed to one user', { skip: nicSkip() }, () => {
       const sender = await lab.there.peer('send', 'veth1', '100000', '100', '0').ready();
       user.kill('SIGKILL');
       await sender.result();
-      while ((await lab.ports()).length > 0) await sleep(20);
+      await lab.givenBack();
       const port = await openPort('netmap:veth0', { runDir: lab.runDir });
       await conserves(lab, port, 100, { frames: 2000 });
       await port.close();

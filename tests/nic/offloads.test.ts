@@ -4,7 +4,6 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, it } from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { type NetmapPort, openPort } from '../../src/api/index.ts';
 import { type Namespace, NicLab, nicSkip } from './nic-lab.ts';
 
@@ -51,7 +50,7 @@ describe('offloads of an interface that is a port', { skip: nicSkip() }, () => {
     assert.deepEqual(offloads(), ON);
     const first = await open();
     await first.close();
-    while ((await lab.ports()).length > 0) await sleep(20);
+    await lab.givenBack();
     assert.deepEqual(offloads(), ON);
     assert.ok(!existsSync(record));
     const port = await open();
@@ -112,7 +111,7 @@ describe('offloads of an interface that is a port', { skip: nicSkip() }, () => {
     const port = await open();
     await lab.logs('would stay off if this daemon were killed');
     await port.close();
-    while ((await lab.ports()).length > 0) await sleep(20);
+    await lab.givenBack();
     assert.deepEqual(offloads(), ON);
   });
 });

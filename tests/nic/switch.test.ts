@@ -158,7 +158,7 @@ describe('interfaces in a switch', { skip: nicSkip('ping', 'iperf3') }, () => {
     } finally {
       await port.close();
     }
-    while ((await lab.ports()).length > 0) await new Promise(setImmediate);
+    await lab.givenBack();
     assert.throws(() => lab.here.ip('link', 'show', 'tap7'));
   });
 
@@ -173,7 +173,7 @@ describe('interfaces in a switch', { skip: nicSkip('ping', 'iperf3') }, () => {
     await assert.rejects(open('netmap:veth0'), /rings open: EBUSY/);
     await assert.rejects(lab.valeCtl('a', 'vale0:veth0'), /interface veth0 is a port already: netmap:veth0: EBUSY/);
     await port.close();
-    while ((await lab.ports()).length > 0) await new Promise(setImmediate);
+    await lab.givenBack();
     await assert.rejects(lab.valeCtl('a', 'vale0:veth9'), /no interface veth9/);
     assert.deepEqual(await lab.ports(), []);
   });
