@@ -110,7 +110,7 @@ test('nmreplay sends a capture with its timing; pkt-gen -P its first packet', as
   const wrong = await ptnet(['nmreplay', '-f', file, '-i', 'vale0:tx', '-C', '1,2,3']);
   assert.deepEqual([wrong.code, wrong.stderr], [2, 'ptnet: -C 1,2,3: must be 1, 2 or 4 CPUs, e.g. -C 2\n']);
   const none = await ptnet(['nmreplay', '--run-dir', runDir, '-f', join(dir, 'none'), '-i', 'vale0:tx']);
-  assert.deepEqual([none.code, /^ptnet: ENOENT: .*none/.test(none.stderr)], [1, true]);
+  assert.deepEqual([none.code, /^ptnet: .*none: .*ENOENT/.test(none.stderr)], [1, true]);
 });
 
 test('dump: both directions of a port while pings pass, to a file and to a pipe', async () => {

@@ -36,7 +36,7 @@ describe('the network stacks of virtual machines, by ptnet up', { concurrency: f
     s = await startMachine(runDir, 's', image, ['--memory', '640M']);
     await Promise.all([v.waitReady(), s.waitReady()]);
     stack = await MachineStack.up(v, 'ptnet:0', '10.7.0.1');
-    assert.match(stack.said, /ptnet0: port ptnet:0, VirtIO header of 12 bytes, 1 queues/);
+    assert.match(stack.said, /ptnet0: port ptnet:0, VirtIO header of 12 bytes, 1 queue\n/);
   });
 
   after(async () => {
@@ -61,7 +61,7 @@ describe('the network stacks of virtual machines, by ptnet up', { concurrency: f
       ['unshare', '-n'],
     );
     try {
-      await up.says(/queues/);
+      await up.says(/queue/);
       const enter = ['-t', String(up.child.pid), '-n'];
       const host = new HostStack('10.7.0.3', (program, args) => spawn('nsenter', [...enter, program, ...args]));
       await talk(host, stack, BYTES);

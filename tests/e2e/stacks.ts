@@ -75,7 +75,7 @@ export class MachineStack implements Stack {
     const said = await until(`${command}`, async () => {
       const output = await guest.mustRun(`cat ${log}`);
       if ((await guest.run(`kill -0 ${pid}`)).rc !== 0) assert.fail(`${command}: ${output}`);
-      return output.includes('queues') ? output : undefined;
+      return output.includes('queue') ? output : undefined;
     });
     return new MachineStack(guest, address, said, pid);
   }

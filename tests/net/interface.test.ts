@@ -36,7 +36,7 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
     assert.match(text, /^ptnet0: flags=1043<UP,BROADCAST,RUNNING,MULTICAST> mtu 1500$/m);
     assert.match(text, /options=<RXCSUM,RXCSUM_IPV6,TXCSUM,TXCSUM_IPV6,TSO4,TSO6,VLAN_MTU,JUMBO_MTU>/);
     assert.match(text, /ether 02:00:00:00:00:aa\n\tinet 10\.78\.0\.1 netmask 255\.255\.255\.0/);
-    assert.match(text, /port vale0:a, pid \d+, VirtIO header 12 bytes, 1 queues/);
+    assert.match(text, /port vale0:a, pid \d+, VirtIO header 12 bytes, 1 queue\n/);
     assert.match(text, /RX packets [1-9]\d* bytes [1-9]\d* errors 0 dropped 0/);
     assert.match(text, /TX packets [1-9]/);
     assert.ok(!text.includes('lan7'));
@@ -128,7 +128,7 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
     await refused(['up', 'vale0:c', '--name', 'lan7'], /lan7/, b);
     await refused(['up', 'vale0:c', '--name', 'much-too-long-a-name'], /no name of an interface/, b);
     await refused(['up', 'vale0:c', '--slots', '64'], /more than 64 slots/, b);
-    await refused(['up', 'vale0:c', '--vnet-hdr', 'no'], /--vnet-hdr is "no"/, b);
+    await refused(['up', 'vale0:c', '--vnet-hdr', 'no'], /--vnet-hdr no: must be 0 or 1/, b);
     await refused(['up', 'vale0:c', '--loader-conf', '/nonexistent'], /nonexistent/, b);
   });
 
