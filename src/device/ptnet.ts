@@ -109,6 +109,8 @@ export class PtnetDevice extends PciDevice {
   #running = false;
   #features = 0;
   #vnetHdrLen = 0;
+  /** The header of frames that may be in the rings; undefined while these are new. */
+  #framesHdrLen: number | undefined;
   #ctlStatus = 0;
   #csb = { atokHigh: 0, ktoaHigh: 0, atok: 0n, ktoa: 0n };
   /** What `changed` was last called with. */
@@ -280,6 +282,7 @@ export class PtnetDevice extends PciDevice {
       return errno.ENXIO;
     }
     try {
+      if (this.#framesHdrLen !== undefined && this.#framesHdrLen !== this.#vnetHdrLen) await this.#rebuild();
       const { atok: a, ktoa: k } = this.#mapCsb();
       writeInterface(this.#m, this.registration);
       const rings = allRings(this.registration).map((ring, i) => ({
@@ -290,6 +293,7 @@ export class PtnetDevice extends PciDevice {
       const status = await this.#rings.start(rings, this.#vnetHdrLen);
       if (status === 0) {
         this.#running = true;
+        this.#framesHdrLen = this.#vnetHdrLen;
         this.#changed();
         return 0;
       }
@@ -447,6 +451,7 @@ export class PtnetDevice extends PciDevice {
       rebuildRings(this.#m, r, await withHeld(this.#hooks.neighbours()));
       writeInterface(this.#m, r);
       await this.#rings.reset(krings);
+      this.#framesHdrLen = undefined;
     });
   }
 

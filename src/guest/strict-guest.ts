@@ -66,6 +66,8 @@ export class StrictGuest {
   /** Six bytes. */
   mac: readonly number[] = [];
   vnetHdrLen = 0;
+  /** Bytes of the VirtIO header that the next `up` asks for: 0, 10, 12. */
+  vnetHdrWanted: number;
   /** tx rings, then rx rings; those of the last `up`. */
   rings: readonly StrictRing[] = [];
   /** Eventfd of each ring's vector. */
@@ -87,6 +89,7 @@ export class StrictGuest {
     this.memdev = memdev;
     this.ptnet = ptnet;
     this.options = { mode: 'ifnet', vnetHdr: true, space: processSpace(), ...options };
+    this.vnetHdrWanted = this.options.vnetHdr ? VNET_HDR_WANTED : 0;
   }
 
   /** Both drivers' attach: ptn_memdev_attach, then ptnet_attach (FreeBSD) or ptnet_probe (Linux). */
@@ -128,9 +131,9 @@ export class StrictGuest {
     }
     const { space, mode } = this.options;
     this.#region ??= await mapRegion(this.memdev, space);
-    const before = this.rings;
+    const before = { rings: this.rings, vnetHdrLen: this.vnetHdrLen };
     const rings = readRings(space.arena.m, this.#region, this.#nifpOfs, this.#registers, this.#csb!.at);
-    checkBuffers(rings);
+    checkBuffers(rings, this.rings);
     for (const [i, ring] of rings.entries()) {
       const needKick = i < this.#registers.NUM_TX_RINGS ? 0 : 1;
       if (this.options.driver === 'freebsd') ring.kernNeedKick = true;
@@ -139,7 +142,9 @@ export class StrictGuest {
     }
     await this.#updateVnetHdr();
     await this.#ptctl(PTNETMAP_PTCTL_CREATE);
-    for (const [i, ring] of rings.entries()) ring.syncFromCsb(before[i]);
+    // With headers of another length, what is in the rings is of no use: they are new ones.
+    const same = before.vnetHdrLen === this.vnetHdrLen;
+    for (const [i, ring] of rings.entries()) ring.syncFromCsb(same ? before.rings[i] : undefined);
     this.rings = rings;
     this.running = true;
     const minTxSpace = Math.floor(PTNET_MAX_PKT_SIZE / this.#region.bufSize) + 2;
@@ -329,9 +334,9 @@ export class StrictGuest {
 
   /** ptnet_update_vnet_hdr: writes 12 whenever the tunable says so, whatever PTFEAT answered. */
   async #updateVnetHdr(): Promise<void> {
-    await this.ptnet.write32(PTNET_IO.VNET_HDR_LEN, this.options.vnetHdr ? VNET_HDR_WANTED : 0);
+    await this.ptnet.write32(PTNET_IO.VNET_HDR_LEN, this.vnetHdrWanted);
     this.vnetHdrLen = await this.ptnet.read32(PTNET_IO.VNET_HDR_LEN);
-    const granted = (this.#features & PTNETMAP_F_VNET_HDR) === 0 ? 0 : VNET_HDR_WANTED;
+    const granted = (this.#features & PTNETMAP_F_VNET_HDR) === 0 ? 0 : this.vnetHdrWanted;
     must(this.vnetHdrLen === granted, () => `VNET_HDR_LEN ${this.vnetHdrLen}, but PTFEAT ${this.#features}`);
   }
 

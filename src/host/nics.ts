@@ -55,7 +55,7 @@ export interface Nic {
   /** Why it is not a better one. */
   readonly because: string | undefined;
   readonly mac: readonly number[];
-  /** Bytes of the VirtIO network header of its frames. */
+  /** Most bytes of a VirtIO network header that its frames can have. */
   readonly vnetHdrLen: number;
   /** Of each pair of rings; undefined: it leads nowhere. */
   readonly links: readonly (NicLink | undefined)[];
@@ -66,8 +66,6 @@ export interface Nic {
 export interface NicNeeds {
   /** Bytes of a buffer. */
   readonly bufSize: number;
-  /** Whether frames may have a VirtIO network header. */
-  readonly vnetHdr: boolean;
   /** Whether the host's own frames may be taken away, though its default route needs them. */
   readonly mayCutOff: boolean;
   /** Switches offloads off. */
@@ -76,8 +74,8 @@ export interface NicNeeds {
 
 /** The header of TAP interfaces, as long as modern VirtIO has it. */
 const VNET_HDR_LEN = 12;
-/** Bytes of the longest frame that offloads make. */
-const TSO_FRAME = 65536 + VNET_HDR_LEN;
+/** Of a TAP interface until it is known what its port's user can do. */
+const NO_OFFLOAD = { txcsum: false, tso: false };
 /** Ethernet header, two VLAN tags. */
 export const FRAME_OVERHEAD = 22;
 /** Names of interfaces that are made if they are not there. */
@@ -148,7 +146,7 @@ export function openNic(name: string, needs: NicNeeds): Nic {
 
 function openWire(iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
   if (!exists(iface) || interfaceDriver(iface) === 'tun') {
-    const tap = openTapNic(iface, needs, undo);
+    const tap = openTapNic(iface, undo);
     if (tap !== undefined) return tap;
   }
   return openCard(iface, needs, undo);
@@ -204,8 +202,7 @@ function openCard(iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
     if (!(e instanceof SysError)) throw e;
     because += `; the host receives its frames too: ${e.message}`;
   }
-  const pieces = Math.ceil((mtu + FRAME_OVERHEAD) / needs.bufSize);
-  return { ...common, mode: 'packet', because, links: [{ kind: 'frames', fd, packet: true, pieces }] };
+  return { ...common, mode: 'packet', because, links: [{ kind: 'packet', fd, longest: mtu + FRAME_OVERHEAD }] };
 }
 
 /** Attaches the XDP program. @throws SysError: AF_XDP is not to be had here */
@@ -237,11 +234,10 @@ function attach(
 }
 
 /** A TAP interface, made if it is not there; undefined if another process is at its other end. */
-function openTapNic(iface: string, { bufSize, vnetHdr }: NicNeeds, undo: (() => void)[]): Nic | undefined {
-  const vnetHdrLen = vnetHdr ? VNET_HDR_LEN : 0;
+function openTapNic(iface: string, undo: (() => void)[]): Nic | undefined {
   let fd: number;
   try {
-    fd = openTap(iface, 1, vnetHdrLen, { txcsum: vnetHdr, tso: vnetHdr }).fds[0]!;
+    fd = openTap(iface, 1, VNET_HDR_LEN, NO_OFFLOAD).fds[0]!;
   } catch (e) {
     if (e instanceof SysError && e.errno === errno.EBUSY) return undefined;
     throw e;
@@ -255,8 +251,8 @@ function openTapNic(iface: string, { bufSize, vnetHdr }: NicNeeds, undo: (() => 
     mode: 'tap',
     because: undefined,
     mac: macBeyond(iface),
-    vnetHdrLen,
-    links: [{ kind: 'frames', fd, packet: false, pieces: piecesOf(mtu, bufSize, vnetHdrLen) }],
+    vnetHdrLen: VNET_HDR_LEN,
+    links: [{ kind: 'tap', fd, name: iface, longest: mtu + FRAME_OVERHEAD }],
     mtu,
     close: ending(undo),
   };
@@ -269,22 +265,15 @@ function macBeyond(iface: string): number[] {
   return mac;
 }
 
-function piecesOf(mtu: number, bufSize: number, vnetHdrLen: number): number {
-  return Math.ceil((vnetHdrLen > 0 ? TSO_FRAME : mtu + FRAME_OVERHEAD) / bufSize);
-}
-
 /**
  * The host's stack at an interface: what it sends there goes to a TAP interface of ours instead, and what we write into
  * that one is received at the interface (two tc programs, held by links).
  */
 function openHost(iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
-  const { bufSize, vnetHdr } = needs;
   const ifindex = interfaceIndex(iface);
   checkDefaultRoute(iface, ifindex, needs);
   const helper = `ptnh${ifindex}`;
-  const vnetHdrLen = vnetHdr ? VNET_HDR_LEN : 0;
-  const tap = openTap(helper, 1, vnetHdrLen, { txcsum: vnetHdr, tso: vnetHdr });
-  const fd = tap.fds[0]!;
+  const fd = openTap(helper, 1, VNET_HDR_LEN, NO_OFFLOAD).fds[0]!;
   undo.push(() => closeFd(fd));
   // The helper is a pipe: the stack must not send anything of its own there.
   try {
@@ -305,8 +294,8 @@ function openHost(iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
     mode: 'host',
     because: undefined,
     mac: [...interfaceEther(iface)],
-    vnetHdrLen,
-    links: [{ kind: 'frames', fd, packet: false, pieces: piecesOf(mtu, bufSize, vnetHdrLen) }],
+    vnetHdrLen: VNET_HDR_LEN,
+    links: [{ kind: 'tap', fd, name: helper, longest: mtu + FRAME_OVERHEAD }],
     mtu,
     close: ending(undo),
   };

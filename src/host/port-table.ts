@@ -145,7 +145,7 @@ export class PortTable {
     const { layout } = region.region;
     const bufSize = layout.bufPool.objsz;
     const mayCutOff = withHost || this.#mayCutOff(iface);
-    const nic = openNic(iface, { bufSize, vnetHdr: hosted, mayCutOff, offloads: this.#offloads });
+    const nic = openNic(iface, { bufSize, mayCutOff, offloads: this.#offloads });
     let port: Port | undefined;
     try {
       const domain = await this.#domains.get(domainName, hosted ? 'vale' : 'nic');

@@ -322,7 +322,8 @@ export class Switchboard {
       const rings = port.monitor === undefined ? freeRings(port, name) : port.record;
       const whole = allRings(rings).length === allRings(port.record).length;
       // The header's length is the port's: who has only some of its rings has no say in it.
-      const vnetHdr = options.vnetHdr && port.kind === 'vale' && whole;
+      const possible = port.kind === 'vale' || (port.nic?.nic.vnetHdrLen ?? 0) > 0;
+      const vnetHdr = options.vnetHdr && possible && whole;
       const csbWindow = options.clientHugePages ? HUGE_PAGE : PAGE_SIZE;
       const identity = { mac: port.mac, vnetHdr };
       const registration = createRegistration(

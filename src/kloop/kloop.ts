@@ -259,6 +259,7 @@ export class Kloop {
       if (error !== 0) return -error;
     }
     portLayout.set.vnet_hdr_len(this.#m, port, vnetHdrLen);
+    this.#nics.renew(rings.map((ring) => ring.kring));
     for (const { kring: k } of rings) {
       this.#datapath.krStart(k);
       this.#running.add(k);

@@ -7,13 +7,15 @@ import type { Views } from '../abi/index.ts';
 import { kring, nic_queue } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
 import type { XskRing, XskRingName } from '../os/index.ts';
-import { errno, FrameVector, PacketVector, TAG_AT, XDP_PACKET_HEADROOM } from '../os/index.ts';
-import type { NicQueueConfig } from './nic-queues.ts';
+import { errno, PacketVector, TAG_AT, TapVector, XDP_PACKET_HEADROOM } from '../os/index.ts';
+import type { NicLink, NicQueueConfig } from './nic-queues.ts';
 
 /** Frames of one turn and direction. */
 const BUDGET = 256;
 /** Most pieces of one frame: 64 KiB in buffers of 1 KiB. */
 export const MAX_PIECES = 65;
+/** Bytes of the longest frame that offloads make, before the header: an IP packet, two VLAN tags. */
+const TSO_FRAME = 65535 + 22;
 const CONTINUES = 1;
 
 export class FramePump {
@@ -24,6 +26,8 @@ export class FramePump {
   })();
 
   readonly fd: number;
+  /** Bytes of the VirtIO header of the frames in the rings. */
+  readonly vnetHdrLen: number;
   /** Whether there may be something to read. */
   readable = true;
   /** When to try again while nothing says so. */
@@ -37,7 +41,7 @@ export class FramePump {
   readonly #bufSize: number;
   /** Pieces that a frame read may take. */
   readonly #pieces: number;
-  readonly #vector: FrameVector;
+  readonly #vector: PacketVector | TapVector;
   /** Krings that count what is dropped on the way out, and in. */
   readonly #counters: { readonly tx: number; readonly receives: number };
   #fillCons = 0;
@@ -45,8 +49,15 @@ export class FramePump {
   #txCons = 0;
   #compProd = 0;
 
-  constructor(arena: Arena, config: NicQueueConfig, link: { fd: number; packet: boolean; pieces: number }) {
+  /** @throws SysError: the interface is gone */
+  constructor(
+    arena: Arena,
+    config: NicQueueConfig,
+    link: Exclude<NicLink, { readonly kind: 'xdp' }>,
+    vnetHdrLen: number,
+  ) {
     this.fd = link.fd;
+    this.vnetHdrLen = vnetHdrLen;
     this.#m = arena.m;
     this.#base = arena.addressOf(config.umem.address);
     this.#umem = config.umem.address;
@@ -55,8 +66,14 @@ export class FramePump {
     this.#mask = config.entries - 1;
     this.#bufSize = kring.get.buf_size(arena.m, config.rxKring);
     const receives = config.hosted ? config.txKring : config.rxKring;
-    this.#pieces = Math.min(link.pieces, MAX_PIECES, kring.get.num_slots(arena.m, receives) - 1);
-    this.#vector = link.packet ? new PacketVector(MAX_PIECES) : new FrameVector(MAX_PIECES);
+    const longest = vnetHdrLen + (vnetHdrLen > 0 ? TSO_FRAME : link.longest);
+    const room = Math.min(MAX_PIECES, kring.get.num_slots(arena.m, receives) - 1);
+    this.#pieces = Math.min(Math.ceil(longest / this.#bufSize), room);
+    if (link.kind === 'packet') this.#vector = new PacketVector(MAX_PIECES);
+    else {
+      const offload = { txcsum: true, tso: room * this.#bufSize >= longest };
+      this.#vector = new TapVector({ name: link.name, fds: [link.fd] }, MAX_PIECES, vnetHdrLen, offload);
+    }
     this.#counters = { tx: config.txKring, receives };
   }
 
@@ -89,9 +106,11 @@ export class FramePump {
         bytes = this.#insert(this.#vector.tag, bytes, pieces);
       }
       if (bytes > pieces * this.#bufSize) {
-        this.#drop(1); // longer than the interface's MTU said when it was opened
+        this.#drop(1); // longer than the interface's MTU said when it was opened, or unfinished
         continue;
       }
+      // The kernel leaves num_buffers as it was.
+      if (this.vnetHdrLen === 12) this.#m.u16[(this.#address(0) + 10) >>> 1] = 0;
       for (let left = bytes; left > 0; left -= this.#bufSize) {
         const e = this.#rxProd & this.#mask;
         const address = this.#m.u32[(fill + 8 * (this.#fillCons & this.#mask)) >>> 2]! + XDP_PACKET_HEADROOM;

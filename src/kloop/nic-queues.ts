@@ -5,7 +5,7 @@
  *
  * Owner: the datapath thread.
  */
-import { kring, nic_queue } from '../abi/index.ts';
+import { kring, nic_queue, port } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
 import { pageRound } from '../memory/index.ts';
 import type { Epoll, XskConfig, XskRing, XskRingName } from '../os/index.ts';
@@ -36,8 +36,10 @@ export type NicLink =
       /** Whether zero copy is to be tried; `oneBuffer`: also where a frame is in one buffer only. Default: not. */
       readonly zeroCopy?: { readonly oneBuffer: boolean };
     }
-  /** A descriptor of which a read or write is a frame. `packet`: it is a packet socket. */
-  | { readonly kind: 'frames'; readonly fd: number; readonly packet: boolean; readonly pieces: number };
+  /** A packet socket: a read or write is a frame. `longest`: bytes of one. */
+  | { readonly kind: 'packet'; readonly fd: number; readonly longest: number }
+  /** The same of a TAP interface, opened with VirtIO headers. `longest`: of a frame without one. */
+  | { readonly kind: 'tap'; readonly fd: number; readonly name: string; readonly longest: number };
 
 /** A queue as control code describes it. Addresses are arena offsets. */
 export interface NicQueueConfig {
@@ -181,6 +183,24 @@ export class NicQueues {
       queue.frozen = false;
       this.#again(queue);
     }
+  }
+
+  /**
+   * New rings are about to be started: frames of TAP interfaces get headers of the length that the port has now; what
+   * had been read with another one is lost.
+   */
+  renew(krings: readonly number[]): void {
+    for (const queue of this.#of(krings)) {
+      if (queue.pump === undefined || queue.pump.vnetHdrLen === this.#vnetHdrLen(queue.config)) continue;
+      this.#close(queue);
+      this.#again(queue);
+      this.#retry(queue);
+    }
+  }
+
+  #vnetHdrLen({ rxKring }: NicQueueConfig): number {
+    const { m } = this.#arena;
+    return port.get.vnet_hdr_len(m, kring.get.port(m, rxKring));
   }
 
   /** The system calls of one turn. Returns whether something moved by them. */
@@ -330,7 +350,7 @@ export class NicQueues {
       nic_queue.set.zero_copy(m, address, xsk.zeroCopy ? 1 : 0);
       nic_queue.set.copy_errno(m, address, why);
     } else {
-      queue.pump = new FramePump(this.#arena, config, link);
+      queue.pump = new FramePump(this.#arena, config, link, this.#vnetHdrLen(config));
       rings = FramePump.rings;
     }
     queue.fillFlags = at.fill + rings.fill.flags;
@@ -379,6 +399,8 @@ export class NicQueues {
       this.#unmap(config);
       return;
     }
+    // What its user has handed over is sent.
+    while ((pump?.send() ?? 0) > 0);
     this.#datapath.nicDown(address);
     try {
       this.#epoll.remove(xsk?.fd ?? pump!.fd);

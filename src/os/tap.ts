@@ -46,7 +46,6 @@ export interface Tap {
 export function openTap(name: string, queues: number, vnetHdrLen: number, offload: TapOffload): Tap {
   const fds: number[] = [];
   const ifreq = scratch(40);
-  const size = scratch(4);
   let given = name;
   try {
     for (let i = 0; i < queues; i++) {
@@ -57,10 +56,8 @@ export function openTap(name: string, queues: number, vnetHdrLen: number, offloa
       ifreq.view.setUint16(16, flags, true);
       if (libc.ioctl(fd, TUNSETIFF, ifreq.address) < 0) throw tapError(given, lastErrno());
       given = new TextDecoder().decode(ifreq.u8.subarray(0, 16)).replace(/\0.*$/s, '');
-      if (vnetHdrLen === 0) continue;
-      size.view.setInt32(0, vnetHdrLen, true);
-      check(libc.ioctl(fd, TUNSETVNETHDRSZ, size.address), `ioctl(${given}, TUNSETVNETHDRSZ, ${vnetHdrLen})`);
     }
+    if (vnetHdrLen > 0) setTapHeader({ name: given, fds }, vnetHdrLen);
     setTapOffload({ name: given, fds }, vnetHdrLen > 0 ? offload : { txcsum: false, tso: false });
     return { name: given, fds };
   } catch (e) {
@@ -75,6 +72,19 @@ function tapError(name: string, e: number): SysError {
   if (e === errno.EPERM)
     return new SysError(`making interface ${name.replace('%d', '0')} takes the capability CAP_NET_ADMIN (root)`, e);
   return new SysError(`ioctl(/dev/net/tun, TUNSETIFF, "${name}")`, e);
+}
+
+/** Bytes of the VirtIO network header that the kernel parses. */
+const VNET_HDR = 10;
+const VIRTIO_NET_HDR_F_NEEDS_CSUM = 1;
+
+/** Says how long the headers are that are read and written from now on, those of frames that wait included. */
+export function setTapHeader(tap: Tap, bytes: number): void {
+  const size = scratch(4);
+  size.view.setInt32(0, bytes, true);
+  for (const fd of tap.fds) {
+    check(libc.ioctl(fd, TUNSETVNETHDRSZ, size.address), `ioctl(${tap.name}, TUNSETVNETHDRSZ, ${bytes})`);
+  }
 }
 
 /** Says what the reader of the interface does for the network stack. */
@@ -129,5 +139,46 @@ export class FrameVector {
   write(fd: number, i: number, count: number): number {
     const n = libc.writev(fd, this.#address + 16 * i, count);
     return n >= 0 ? n : -lastErrno();
+  }
+}
+
+/**
+ * Frames of a TAP interface that was opened with VirtIO headers, in pieces, for a user whose frames have such a header, which
+ * is then part of the pieces, or have none. Then the kernel's are kept here: what it says is unfinished is not delivered,
+ * and what is sent is finished.
+ */
+export class TapVector extends FrameVector {
+  readonly #own: number;
+  readonly #received = scratch(VNET_HDR);
+  readonly #sent = scratch(VNET_HDR);
+  readonly #beyond = scratch(1);
+
+  /** @param vnetHdrLen bytes of the header of the user's frames: 0, 10 or 12 @throws SysError: the interface is gone */
+  constructor(tap: Tap, length: number, vnetHdrLen: number, offload: TapOffload) {
+    super(length + 2);
+    this.#own = vnetHdrLen > 0 ? 0 : 1;
+    setTapHeader(tap, vnetHdrLen > 0 ? vnetHdrLen : VNET_HDR);
+    setTapOffload(tap, vnetHdrLen > 0 ? offload : { txcsum: false, tso: false });
+  }
+
+  override set(i: number, address: number, bytes: number): void {
+    super.set(i + this.#own, address, bytes);
+  }
+
+  /** Bytes, more than the pieces have if the frame is longer or unfinished; or the negative errno. */
+  override read(fd: number, i: number, count: number): number {
+    const own = this.#own;
+    if (own > 0) super.set(i, this.#received.address, VNET_HDR);
+    super.set(i + own + count, this.#beyond.address, 1);
+    const n = super.read(fd, i, own + count + 1);
+    if (n < 0 || own === 0) return n;
+    const { u8 } = this.#received;
+    const unfinished = (u8[0]! & VIRTIO_NET_HDR_F_NEEDS_CSUM) !== 0 || u8[1] !== 0;
+    return unfinished ? Infinity : n - VNET_HDR;
+  }
+
+  override write(fd: number, i: number, count: number): number {
+    if (this.#own > 0) super.set(i, this.#sent.address, VNET_HDR);
+    return super.write(fd, i, this.#own + count);
   }
 }
