@@ -252,9 +252,6 @@ export class NetmapPort {
     for (const ring of [...this.txRings, ...this.rxRings]) ring.detach();
     try {
       await this.#driver.detach(daemonGone);
-    } catch (e) {
-      // The daemon ended the connection, and nobody had noticed.
-      if ((e as { errno?: number }).errno !== errno.ECONNRESET) throw e;
     } finally {
       await this.#release();
     }

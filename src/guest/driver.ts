@@ -22,7 +22,7 @@ import {
   PTNETMAP_PTCTL_CREATE,
   PTNETMAP_PTCTL_DELETE,
 } from '../abi/index.ts';
-import { closeFd, eventfd, SysError } from '../os/index.ts';
+import { closeFd, errno, eventfd, SysError } from '../os/index.ts';
 import { GuestKring } from './kring.ts';
 import type { Memdev } from './memdev.ts';
 import { enableBusMaster, hostError, probe } from './memdev.ts';
@@ -179,9 +179,17 @@ export class PtnetDriver {
 
   /**
    * Stops the rings and gives everything back: ptnet_detach. Does not close the PCI device.
-   * @param gone the device is gone already: do only what concerns this process
+   * @param gone the device is gone already: do only what concerns this process. One that goes meanwhile is no error.
    */
   async detach(gone = false): Promise<void> {
+    try {
+      await this.#detach(gone);
+    } catch (e) {
+      if ((e as { errno?: number }).errno !== errno.ECONNRESET) throw e;
+    }
+  }
+
+  async #detach(gone: boolean): Promise<void> {
     try {
       if (!gone) {
         await this.destroy();

@@ -55,7 +55,8 @@ export function upCommand(): Command {
         ...number('bufSize', '--buf-size', flags.bufSize),
       });
       let forget: () => void = () => undefined;
-      const end = (): void => void ifnet.close();
+      // What closing fails with is said where it is awaited, below.
+      const end = (): void => void ifnet.close().catch(() => undefined);
       process.once('SIGINT', end);
       process.once('SIGTERM', end);
       try {

@@ -13,6 +13,7 @@ import {
 } from '../../../src/abi/index.ts';
 import { PtnetDriver } from '../../../src/guest/driver.ts';
 import { Memdev } from '../../../src/guest/memdev.ts';
+import { errno, SysError } from '../../../src/os/index.ts';
 import { FakeHost } from './fake-host.ts';
 
 async function attached(host: FakeHost, vnetHdr = false): Promise<{ driver: PtnetDriver; memdev: Memdev }> {
@@ -255,4 +256,24 @@ test('R13: arm and disarm write appl_need_kick once', async () => {
   await driver.detach();
   memdev.detach();
   host.close();
+});
+
+test('a host that goes while the driver gives its device back is no error; any other refusal is', async () => {
+  for (const [code, pattern] of [
+    [errno.ECONNRESET, undefined],
+    [errno.EIO, /PTCTL/],
+  ] as const) {
+    const host = new FakeHost();
+    const { driver, memdev } = await attached(host);
+    await driver.create();
+    host.ptnet.onWrite = (ofs): void => {
+      if (ofs === PTNET_IO.PTCTL) throw new SysError('write of PTCTL', code);
+    };
+    const left = memdev.space.freeBytes;
+    if (pattern === undefined) await driver.detach();
+    else await assert.rejects(driver.detach(), pattern);
+    assert.ok(memdev.space.freeBytes > left, 'the CSB is not mapped any more');
+    memdev.detach();
+    host.close();
+  }
 });
