@@ -39,8 +39,9 @@ export class FramePump {
   readonly #at: Readonly<Record<XskRingName, number>>;
   readonly #mask: number;
   readonly #bufSize: number;
-  /** Pieces that a frame read may take. */
-  readonly #pieces: number;
+  /** Pieces that a frame read may take, as its interface's MTU was, and most of them. */
+  #pieces: number;
+  readonly #room: number;
   readonly #vector: PacketVector | TapVector;
   /** Krings that count what is dropped on the way out, and in. */
   readonly #counters: { readonly tx: number; readonly receives: number };
@@ -68,6 +69,7 @@ export class FramePump {
     const receives = config.hosted ? config.txKring : config.rxKring;
     const longest = vnetHdrLen + (vnetHdrLen > 0 ? TSO_FRAME : link.longest);
     const room = Math.min(MAX_PIECES, kring.get.num_slots(arena.m, receives) - 1);
+    this.#room = room;
     this.#pieces = Math.min(Math.ceil(longest / this.#bufSize), room);
     if (link.kind === 'packet') this.#vector = new PacketVector(MAX_PIECES);
     else {
@@ -106,7 +108,8 @@ export class FramePump {
         bytes = this.#insert(this.#vector.tag, bytes, pieces);
       }
       if (bytes > pieces * this.#bufSize) {
-        this.#drop(1); // longer than the interface's MTU said when it was opened, or unfinished
+        this.#drop(1); // unfinished, or the interface's MTU was raised: then the next ones get more room
+        if (Number.isFinite(bytes)) this.#pieces = Math.min(this.#room, Math.ceil(bytes / this.#bufSize));
         continue;
       }
       // The kernel leaves num_buffers as it was.
