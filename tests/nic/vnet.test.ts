@@ -176,10 +176,10 @@ describe('frames with the VirtIO header', { skip: nicSkip() }, () => {
   it('after the interface’s MTU was raised, frames arrive whole, but for the first ones, which are counted, not cut', async () => {
     const short = await openPort('netmap:tap2', { runDir: lab.runDir });
     lab.here.ip('link', 'set', 'tap2', 'mtu', '9000');
-    const before = (await lab.port('netmap:tap2')).rxRings[0]!.drops['full'] ?? 0;
+    const had = (await lab.port('netmap:tap2')).rxRings[0]!.drops['full'] ?? 0;
     const sender = await lab.here.peer('send', 'tap2', '100', '5000', '0').ready();
     await sender.result();
-    const lost = async (): Promise<number> => ((await lab.port('netmap:tap2')).rxRings[0]!.drops['full'] ?? 0) - before;
+    const lost = async (): Promise<number> => ((await lab.port('netmap:tap2')).rxRings[0]!.drops['full'] ?? 0) - had;
     const ring = short.rxRings[0]!;
     let whole = 0;
     while (whole + (await lost()) < 100) {
