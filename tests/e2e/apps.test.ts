@@ -1,13 +1,13 @@
 // netmap's applications as their users start them: on a daemon, between other processes.
 
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { CaptureReader } from '../../src/cli/pcap/reader.ts';
 import { CaptureWriter } from '../../src/cli/pcap/writer.ts';
-import { PktGen, PtnetDaemon, PtnetProcess, ptnet } from './ptnet.ts';
+import { PktGen, PtnetDaemon, PtnetProcess, ptnet, root } from './ptnet.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'ptnet-apps-'));
 const runDir = join(dir, 'run');
@@ -217,4 +217,24 @@ test('pkt-gen -p: threads, each on one pair of rings', async () => {
   assert.equal(code, 0);
   assert.equal((JSON.parse(stdout) as { packets: number }).packets, 3001);
   assert.equal((await rx.result(30_000)).packets, 3001);
+});
+
+test('pkt-gen -p: a thread that fails, or ends before its work is done, is an error', async () => {
+  const job = ['pkt-gen', '--run-dir', runDir, '-i', 'vale7:tx', '-f', 'tx', '-p', '2'];
+  const held = await PktGen.start(runDir, 'vale7:tx', ['-f', 'rx']);
+  const refused = await ptnet(job);
+  assert.deepEqual([refused.code, refused.stdout], [1, '']);
+  assert.match(refused.stderr, /^ptnet: open vale7:tx-.*\n$/, 'a line, no stack');
+  await held.end();
+  const file = join(dir, 'fault');
+  const inject = [
+    `NODE_OPTIONS=--import ${join(root, 'tests/holds/inject.mjs')}`,
+    'PTNET_FAULT=generator:exit',
+    `PTNET_FAULT_FILE=${file}`,
+  ];
+  const tx = new PtnetProcess([...job, '-R', '1000'], ['env', ...inject]);
+  await tx.says(/2 queues, 2 threads/);
+  writeFileSync(file, '');
+  assert.equal(await tx.exited, 1);
+  assert.match(tx.stderr, /^ptnet: thread [01] ended before its work was done \(status 0\)\n$/m);
 });

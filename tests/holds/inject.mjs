@@ -1,7 +1,7 @@
 /**
  * Loaded into every thread of a daemon (NODE_OPTIONS=--import): makes one thread fail once a file exists. PTNET_FAULT is
  * THREAD:WHAT (main, devices, datapath; throw, block, reject, trap), PTNET_FAULT_FILE the file. datapath:start: the first
- * datapath thread makes the file, and the others do not start.
+ * datapath thread makes the file, and the others do not start. generator:exit, for pkt-gen -p: its threads end.
  */
 import { existsSync, writeFileSync } from 'node:fs';
 import { syncBuiltinESMExports } from 'node:module';
@@ -10,7 +10,8 @@ import workers from 'node:worker_threads';
 const [where, what] = (process.env.PTNET_FAULT ?? ':').split(':');
 const file = process.env.PTNET_FAULT_FILE ?? '';
 const { isMainThread, workerData } = workers;
-const here = isMainThread ? 'main' : workerData?.ctl ? 'datapath' : workerData?.threads ? 'devices' : '';
+const { ctl, threads, job } = workerData ?? {};
+const here = isMainThread ? 'main' : ctl ? 'datapath' : threads ? 'devices' : job ? 'generator' : '';
 
 /** A native call that does not return for a long time: poll(2) of nothing. */
 async function blocker() {
@@ -22,6 +23,7 @@ if (here === where && here !== '') {
   const block = what === 'block' ? await blocker() : undefined;
   const fail = () => {
     if (what === 'block') return block();
+    if (what === 'exit') process.exit(0);
     if (what === 'reject') return void Promise.reject(new Error(`injected into ${here}`));
     throw what === 'trap' ? new WebAssembly.RuntimeError('injected trap') : new Error(`injected into ${here}`);
   };

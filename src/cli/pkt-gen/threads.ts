@@ -58,23 +58,23 @@ export async function runThreads(
       counts.push({ pkts: 0, bytes: 0, events: 0 });
       // One after the other: the first makes the port.
       await new Promise<void>((resolve, reject) => {
-        results.push(
-          new Promise<PktGenResult>((done, failed) => {
-            worker.on('error', failed);
-            worker.on('message', (message: ThreadMessage) => {
-              if ('open' in message) {
-                ({ mac } = message.open);
-                resolve();
-              } else if ('result' in message) done(message.result);
-              else counts[i] = message;
-            });
-          }),
-        );
-        worker.on('error', reject);
+        const result = new Promise<PktGenResult>((done, failed) => {
+          worker.on('message', (message: ThreadMessage) => {
+            if ('open' in message) {
+              ({ mac } = message.open);
+              resolve();
+            } else if ('result' in message) done(message.result);
+            else counts[i] = message;
+          });
+          worker.on('error', failed);
+          worker.on('exit', (code) => failed(new Error(`thread ${i} ended before its work was done (status ${code})`)));
+        });
+        result.catch(reject); // it is awaited below, when all ports are open
+        results.push(result);
       });
     }
     const all = Promise.all(results);
-    all.catch(() => undefined); // it is awaited below
+    all.catch(() => undefined); // likewise
     await opened(mac);
     for (const worker of workers) worker.postMessage('start');
     const report = new IntervalReport(job, log, performance.now());
