@@ -38,6 +38,7 @@ import {
 } from '../os/index.ts';
 import type { PortName } from '../ports/index.ts';
 import { MAX_RINGS_PER_PORT } from '../ports/index.ts';
+import { isMonitor } from './monitors.ts';
 import type { NicOffloads } from './nic-offloads.ts';
 
 /**
@@ -303,10 +304,12 @@ function openHost(iface: string, needs: NicNeeds, undo: (() => void)[]): Nic {
 
 /**
  * The port that a name means: "netmap:eth0^" (the host's rings of netmap) and "netmap:eth0*" (those and the card's) are ports
- * of their own here.
+ * of their own here, and so is the "vale0:eth0^" that `vale-ctl -h` makes: nobody opens it, but monitors show it.
  */
 export function hostRingsName(name: PortName): PortName {
-  if (name.kind !== 'netmap' || (name.mode !== NR_REG_SW && name.mode !== NR_REG_NIC_SW)) return name;
+  const inSwitch = name.kind === 'vale' && name.mode === NR_REG_SW && isMonitor(name);
+  const own = name.kind === 'netmap' && (name.mode === NR_REG_SW || name.mode === NR_REG_NIC_SW);
+  if (!inSwitch && !own) return name;
   const part = name.mode === NR_REG_SW ? '^' : '*';
   return { ...name, name: `${name.name}${part}`, port: `${name.port}${part}`, mode: NR_REG_ALL_NIC };
 }

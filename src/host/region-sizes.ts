@@ -3,6 +3,7 @@ import { NM_BRIDGE_MAXSLOTS } from '../abi/index.ts';
 import { parsePortName, pipeNeeds, portNeeds } from '../ports/index.ts';
 import type { DaemonConfig } from './config.ts';
 import { isMonitor, monitorConfig } from './monitors.ts';
+import { hostRingsName } from './nics.ts';
 import type { RegionSizes } from './regions.ts';
 import { configuredShape } from './shape.ts';
 
@@ -13,7 +14,7 @@ const ROOM = { interfaces: 64, rings: 128, buffers: 32768 };
 export function regionSizes(config: DaemonConfig, id: string): RegionSizes {
   const needs = new Map<string, { rings: number; slots: number; buffers: number }>();
   for (const text of Object.values(config.vms).flatMap((vm) => vm.ports)) {
-    const name = parsePortName(text);
+    const name = hostRingsName(parsePortName(text));
     if (name.memId !== id) continue;
     const shape = configuredShape(config, name);
     if (isMonitor(name)) needs.set(text, portNeeds(monitorConfig(name, shape)));

@@ -5,6 +5,7 @@ import { errno, SysError } from '../os/index.ts';
 import { MAX_RINGS_PER_PORT, parsePortName, type PortName } from '../ports/index.ts';
 import type { DaemonConfig, PortDefaults } from './config.ts';
 import { isMonitor } from './monitors.ts';
+import { hostRingsName } from './nics.ts';
 
 const LIMITS = {
   txRings: [1, NM_BDG_MAXRINGS],
@@ -41,6 +42,7 @@ export function shapeOf(defaults: PortDefaults, ...options: readonly OpenOptions
 /** The shape that the configuration gives a VM's port; of a monitor, that of the port it shows if that is a VM's. */
 export function configuredShape({ ports, vms }: DaemonConfig, name: PortName): PortDefaults {
   if (!isMonitor(name)) return shapeOf(ports, name.conf);
-  const all = Object.values(vms).flatMap((vm) => vm.ports.map((text) => parsePortName(text)));
-  return shapeOf(ports, (all.find((port) => port.name === name.name && !isMonitor(port)) ?? name).conf);
+  const all = Object.values(vms).flatMap((vm) => vm.ports.map((text) => hostRingsName(parsePortName(text))));
+  const shown = hostRingsName(name).name;
+  return shapeOf(ports, (all.find((port) => port.name === shown && !isMonitor(port)) ?? name).conf);
 }

@@ -15,9 +15,9 @@ const FEW = 1000;
 /** Rings with room for all that passes, both ways. */
 const ROOM = '@conf:rx-slots=4096';
 const regions = {
-  lab: { buffers: 16384 },
+  lab: { buffers: 32768 },
   // No AF_XDP with buffers of this size.
-  large: { buffers: 16384, bufSize: 4096 },
+  large: { buffers: 32768, bufSize: 4096 },
 };
 
 /** Buffers that a port's user has now. */
@@ -56,27 +56,46 @@ describe('zero-copy monitors of interfaces', { skip: nicSkip() }, () => {
   });
   after(() => lab.close());
 
-  for (const { what, name, region, mode, far } of [
-    { what: 'AF_XDP, native', name: 'netmap:veth0', region: 'lab', mode: 'native' },
-    { what: 'AF_XDP, generic', name: 'netmap:br0', region: 'lab', mode: 'generic' },
-    { what: 'packet sockets', name: 'netmap:veth0', region: 'large', mode: 'packet' },
-    { what: 'a TAP interface', name: 'netmap:tap3', region: 'lab', mode: 'tap', far: 'tap3' },
-    { what: 'the host’s stack', name: 'netmap:veth0^', region: 'lab', mode: 'host', far: 'veth2' },
-  ] as const) {
+  /** Where the other end of each of a port's rings is. */
+  const [wire, stack] = ['veth1', 'veth2'] as const;
+  const cases: readonly {
+    readonly what: string;
+    readonly name: string;
+    readonly region: keyof typeof regions;
+    readonly mode: string;
+    readonly fars: readonly string[];
+  }[] = [
+    { what: 'AF_XDP, native', name: 'netmap:veth0', region: 'lab', mode: 'native', fars: [wire] },
+    { what: 'AF_XDP, generic', name: 'netmap:br0', region: 'lab', mode: 'generic', fars: [wire] },
+    { what: 'packet sockets', name: 'netmap:veth0', region: 'large', mode: 'packet', fars: [wire] },
+    { what: 'a TAP interface', name: 'netmap:tap3', region: 'lab', mode: 'tap', fars: ['tap3'] },
+    { what: 'the host’s stack', name: 'netmap:veth0^', region: 'lab', mode: 'host', fars: [stack] },
+    {
+      what: 'the wire and the host’s stack',
+      name: 'netmap:veth0*',
+      region: 'lab',
+      mode: 'native',
+      fars: [wire, stack],
+    },
+    { what: 'these, packet sockets', name: 'netmap:veth0*', region: 'large', mode: 'packet', fars: [wire, stack] },
+  ];
+  for (const { what, name, region, mode, fars } of cases) {
     it(`R19: ${what}: all frames, both ways, and every buffer once`, async () => {
       if (mode === 'generic') lab.bridge();
-      if (mode === 'host') behindBridge();
+      if (fars.includes(stack)) behindBridge();
       const keeper = await open(`vale9:keeper@${region}`);
       const least = (await free(`@${region}`))!;
       const port = await open(`${name}@${region}`);
       const monitors = [await open(`${name}/z${ROOM}`), await open(`${name}/z${ROOM}`)] as const;
       assert.equal((await lab.port(name)).interface?.mode, mode);
       for (const bytes of [60, 1514]) {
-        await conserves(lab, port, bytes, { frames: FEW, ...(far && { far }) });
-        for (const monitor of monitors) {
-          const counter = new FrameCounter();
-          await receive(monitor, counter, 2 * FEW, { quietMs: 5000 });
-          assert.deepEqual([counter.frames, counter.wrong], [2 * FEW, 0]);
+        for (const [ring, far] of fars.entries()) {
+          await conserves(lab, port, bytes, { frames: FEW, far, ring });
+          for (const monitor of monitors) {
+            const counter = new FrameCounter();
+            await receive(monitor, counter, 2 * FEW, { quietMs: 5000 });
+            assert.deepEqual([counter.frames, counter.wrong], [2 * FEW, 0]);
+          }
         }
       }
       const all = [...buffers(port, false), ...monitors.flatMap((monitor) => buffers(monitor, true))];
@@ -84,7 +103,8 @@ describe('zero-copy monitors of interfaces', { skip: nicSkip() }, () => {
       for (const closed of [monitors[0], port, monitors[1]]) await closed.close();
       await settled(`@${region}`, least);
       await keeper.close();
-      if (mode === 'generic' || mode === 'host') lab.here.ip('link', 'del', 'br0');
+      if (mode === 'generic' || fars.includes(stack)) lab.here.ip('link', 'del', 'br0');
+      if (fars.includes(stack)) lab.here.ip('link', 'del', 'veth2');
     });
   }
 
@@ -196,24 +216,26 @@ describe('zero-copy monitors of interfaces', { skip: nicSkip() }, () => {
     await keeper.close();
   });
 
-  it('a VM’s monitor waits for the port, and sees it again when its interface was gone and is back', async () => {
-    await lab.end();
-    await lab.start({ regions, vms: { ids: { ports: [`netmap:veth0/z@lab${ROOM}`] } } });
-    const [vm] = (await listDaemon(lab.runDir)).vms;
-    const monitor = await openDevice(vm!.sockets[0]!, vm!.sockets[1]!);
-    const ports: NetmapPort[] = [];
-    for (let round = 0; round < 2; round++) {
-      const port = await open('netmap:veth0@lab');
-      ports.push(port);
-      await conserves(lab, port, 100, { frames: FEW });
-      const counter = new FrameCounter();
-      await receive(monitor, counter, 2 * FEW, { quietMs: 5000 });
-      assert.deepEqual([counter.frames, counter.wrong], [2 * FEW, 0]);
-      lab.here.ip('link', 'del', 'veth0');
-      // It has it open still when the next one comes.
-      await assert.rejects(port.wait(POLLIN, { timeoutMs: 5000 }), { code: 'ENODEV' });
-      lab.wire();
-    }
-    for (const closed of [...ports, monitor]) await closed.close();
-  });
+  for (const name of ['netmap:veth0', 'netmap:veth0*']) {
+    it(`a VM’s monitor waits for ${name}, and sees it again when its interface was gone and is back`, async () => {
+      await lab.end();
+      await lab.start({ regions, vms: { ids: { ports: [`${name}/z@lab${ROOM}`] } } });
+      const [vm] = (await listDaemon(lab.runDir)).vms;
+      const monitor = await openDevice(vm!.sockets[0]!, vm!.sockets[1]!);
+      const ports: NetmapPort[] = [];
+      for (let round = 0; round < 2; round++) {
+        const port = await open(`${name}@lab`);
+        ports.push(port);
+        await conserves(lab, port, 100, { frames: FEW });
+        const counter = new FrameCounter();
+        await receive(monitor, counter, 2 * FEW, { quietMs: 5000 });
+        assert.deepEqual([counter.frames, counter.wrong], [2 * FEW, 0]);
+        lab.here.ip('link', 'del', 'veth0');
+        // It has it open still when the next one comes.
+        await assert.rejects(port.wait(POLLIN, { timeoutMs: 5000 }), { code: 'ENODEV' });
+        lab.wire();
+      }
+      for (const closed of [...ports, monitor]) await closed.close();
+    });
+  }
 });

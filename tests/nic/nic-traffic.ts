@@ -46,14 +46,14 @@ export async function receive(
   }
 }
 
-/** Sends numbered frames, at most WINDOW more than the receiver has; every slot comes back. */
+/** Sends numbered frames, at most WINDOW more than the receiver has; every slot comes back. @param ring of the port (default: the first) */
 export async function send(
   port: NetmapPort,
   count: number,
   bytes: number,
-  { receiver, vlan }: { receiver?: Peer; vlan?: number } = {},
+  { receiver, vlan, ring: which = 0 }: { receiver?: Peer; vlan?: number; ring?: number } = {},
 ): Promise<void> {
-  const ring = port.txRings[0]!;
+  const ring = port.txRings[which]!;
   const whole = new Uint8Array(65536);
   const pieces = Math.ceil(bytes / port.bufSize);
   for (let n = 0; n < count; ) {
@@ -92,12 +92,17 @@ async function arrival(receiver: Peer, frames: number): Promise<void> {
   }
 }
 
-/** Numbered frames both ways: all arrive, in order, whole. @param far where the other end of the wire is */
+/** Numbered frames both ways: all arrive, in order, whole. @param far where the other end of the wire is @param ring sends */
 export async function conserves(
   lab: NicLab,
   port: NetmapPort,
   bytes: number,
-  { vlan, frames = FRAMES, far = 'veth1' }: { vlan?: number; frames?: number; far?: string } = {},
+  {
+    vlan,
+    frames = FRAMES,
+    far = 'veth1',
+    ring = 0,
+  }: { vlan?: number; frames?: number; far?: string; ring?: number } = {},
 ): Promise<void> {
   const tag = vlan === undefined ? [] : [String(vlan)];
   const counter = new FrameCounter(vlan);
@@ -108,6 +113,6 @@ export async function conserves(
   assert.deepEqual(arrived, { frames, disorder: 0, wrong: 0, bytes: frames * bytes }, 'received');
   await sender.result();
   const receiver = await where.peer('receive', far, ...tag).ready();
-  await send(port, frames, bytes, { receiver, ...(vlan === undefined ? {} : { vlan }) });
+  await send(port, frames, bytes, { receiver, ring, ...(vlan === undefined ? {} : { vlan }) });
   assert.deepEqual(await receiver.result('SIGINT'), { frames, disorder: 0, wrong: 0, bytes: frames * bytes }, 'sent');
 }

@@ -93,7 +93,10 @@ describe('interfaces in a switch', { skip: nicSkip('ping', 'iperf3') }, () => {
     lab.here.ip('addr', 'add', '10.77.0.1/24', 'dev', 'veth0');
     assert.ok(await lab.there.pings('10.77.0.1'));
     await lab.valeCtl('h', 'vale0:veth0');
+    const stack = await openPort('vale0:veth0^/r', { runDir: lab.runDir });
     assert.ok(await lab.there.pings('10.77.0.1'));
+    assert.equal(await stack.wait(POLLIN, { timeoutMs: 5000 }), POLLIN, 'a monitor shows what the stack receives');
+    await stack.close();
     await iperf('10.77.0.1');
     const port = await openPort('vale0:guest', { runDir: lab.runDir });
     await conserves(lab, port, 300, { frames: 1000 });
@@ -174,6 +177,11 @@ describe('interfaces in a switch', { skip: nicSkip('ping', 'iperf3') }, () => {
     await assert.rejects(lab.valeCtl('a', 'vale0:veth0'), /interface veth0 is a port already: netmap:veth0: EBUSY/);
     await port.close();
     await lab.givenBack();
+    await lab.valeCtl('a', 'vale0:veth0');
+    for (const name of ['vale0:veth0', 'vale0:veth0-0', 'vale0:veth0/R']) {
+      await assert.rejects(open(name), { code: 'EBUSY', message: /vale0:veth0 is an interface in a switch/ });
+    }
+    await lab.valeCtl('d', 'vale0:veth0');
     await assert.rejects(lab.valeCtl('a', 'vale0:veth9'), /no interface veth9/);
     assert.deepEqual(await lab.ports(), []);
   });

@@ -91,7 +91,8 @@ test('one pair of rings of several, and as many rx rings as there are pairs', as
   await lab.until(() => (all.rxsync(), all.rxRings.every((ring) => ring.space() === 1)));
   assert.ok(all.rxRings.every((ring) => (ring.flags(ring.head) & NS_TXMON) !== 0));
   await assert.rejects(lab.open('vale0:a-3/t'), { code: 'EINVAL', message: /no ring 3: the port has 3/ });
-  await assert.rejects(lab.open('vale0:a^/t'), { code: 'EINVAL', message: /host rings/ });
+  await assert.rejects(lab.open('vale0:a^/t'), { code: 'ENOENT', message: /there is no port vale0:a\^/ });
+  await assert.rejects(lab.open('vale0:a*/t'), { code: 'EINVAL', message: /host rings/ });
   await lab.close(a, all, one);
 });
 
