@@ -36,13 +36,20 @@ export class RegionChoice {
 
   /**
    * The region that a name or an existing port says; undefined for one of its own.
-   * @throws SysError EPERM: it is not this owner's to use; EINVAL: the port lies in another one
+   * @throws SysError EPERM: it is not this owner's to use; EINVAL: the port lies in another one; EBUSY: nobody can open it
    */
   of(name: PortName, owner: PortOwner, rights: RegionRights): SharedRegion | undefined {
     if (isMonitor(name)) return this.#ofMonitor(name, owner, rights);
     const existing = this.#ports.find(name.name);
     if (existing !== undefined) {
       const { region } = existing;
+      if (existing.nic?.hosted === true) {
+        const why = `${existing.name} is an interface in a switch, whose rings the switch uses itself`;
+        throw new SysError(
+          `open ${name.text}: ${why}; monitors show it (${existing.name}/r, ${existing.name}/t)`,
+          errno.EBUSY,
+        );
+      }
       if (name.memId !== undefined && region.id !== name.memId) {
         throw new SysError(
           `open ${name.text}: the port exists in another region (${region.region.name})`,
