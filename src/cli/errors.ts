@@ -1,6 +1,7 @@
 /** The one way a command fails: a line on stderr and an exit status (1, or 2 for a wrong command line or configuration). */
 
 import type { ConfigError } from '../host/config.ts';
+import { PortNameError } from '../ports/names.ts';
 
 /** The command line is wrong. */
 export class UsageError extends Error {
@@ -15,7 +16,7 @@ export const EXIT_USAGE = 2;
 
 /** The exit status for an error. */
 export const exitStatus = (error: unknown): number =>
-  error instanceof UsageError || isConfigError(error) ? EXIT_USAGE : 1;
+  error instanceof UsageError || error instanceof PortNameError || isConfigError(error) ? EXIT_USAGE : 1;
 
 /** (The class itself is loaded by `ptnet host` only.) */
 const isConfigError = (error: unknown): error is ConfigError => error instanceof Error && error.name === 'ConfigError';

@@ -183,6 +183,36 @@ test('wrong command lines and configurations end with 2, and a line for each fau
   assert.match(stderr, /^ptnet: --vm a=b: .*\nptnet: --threads x: .*\n$/);
 });
 
+test('names that are none end every command with 2, and a mark under the character; no daemon is asked', () => {
+  const wrong: readonly (readonly [readonly string[], string])[] = [
+    [['pkt-gen', '-i', 'netmap:'], '  netmap:\n         ^\n'],
+    [['pkt-gen', '-p', '2', '-i', 'vale0:a b'], '  vale0:a b\n         ^\n'],
+    [['bridge', '-i', 'vale0:a', '-i', 'eth0'], '  eth0\n  ^\n'],
+    [['bridge', '-L', '-i', 'ptnet:x'], '  ptnet:x\n  ^\n'],
+    [['lb', '-i', 'vale0:'], '  vale0:\n        ^\n'],
+    [['lb', '-i', 'vale0:a', '-p', 'b/c:2'], '  netmap:b/c{0\n           ^\n'],
+    [['lb', '-i', 'null:a'], '  null:a{0\n        ^\n'],
+    [['nmreplay', '-f', '/nonexistent', '-i', 'va'], '  va\n  ^\n'],
+    [['dump', '-w', '/nonexistent/x', '-i', 'vale0:a/q'], '  vale0:a/q\n          ^\n'],
+    [['up', 'vale0:a@'], '  vale0:a@\n          ^\n'],
+    [['up', 'vale0:a', '--slots', '1'], '--slots 1: must be a whole number from 2 to 4096\n'],
+    [['vale-ctl', '-g', 'vale0:'], '  vale0:\n        ^\n'],
+    [['vale-ctl', '-g', 'v-'], '  netmap:v-\n           ^\n'],
+    [['vale-ctl', '-l', 'netmap:v'], '-l netmap:v: must be valeSSS:INTERFACE\n'],
+    [['vale-ctl', '-a', 'v0'], '  v0\n  ^\n'],
+    [['vale-ctl', '-d', 'netmap:v0'], '-d netmap:v0: must be valeSSS:INTERFACE\n'],
+    [['vale-ctl', '-n', 'v{0'], '-n v{0: must be the name of an interface\n'],
+    [['vale-ctl', '-r', 'v 0'], '  netmap:v 0\n          ^\n'],
+    [['vale-ctl', '-n', 'v', '-m', 'a/x'], '-m a/x: must be the name of a region\n'],
+    [['vale-ctl', '-n', 'v', '-C', '64,x'], '  64,x\n     ^\n'],
+  ];
+  for (const [args, end] of wrong) {
+    const { status, stdout, stderr } = run(...args);
+    assert.deepEqual([status, stdout], [2, ''], `${args.join(' ')}: ${stderr}`);
+    assert.ok(stderr.startsWith('ptnet: ') && stderr.endsWith(end), `${args.join(' ')}: ${stderr}`);
+  }
+});
+
 test('every command has help with examples', () => {
   for (const name of ['host', 'list', 'pkt-gen', 'vm', 'stop', 'demo']) {
     const { status, stdout } = run(name, '--help');

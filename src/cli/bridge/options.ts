@@ -1,6 +1,7 @@
 /** bridge's options, by netmap's letters. */
 import { UsageError } from '../errors.ts';
 import { whole } from '../numbers.ts';
+import { portName } from '../port-names.ts';
 
 export interface BridgeFlags {
   i?: string[];
@@ -32,13 +33,14 @@ function hostStackOf(port: string): string {
   );
 }
 
-/** @param words what stands behind the options: [ifa [ifb [burst]]] */
+/** @param words what stands behind the options: [ifa [ifb [burst]]] @throws UsageError, PortNameError */
 export function parseBridge(flags: BridgeFlags, words: readonly string[]): BridgeJob {
   const given = flags.i ?? [];
   if (given.length > 2) throw new UsageError('-i: at most two ports');
-  const first = words[0] ?? given[0];
-  if (first === undefined) throw new UsageError('-i PORT is missing: the ports to join, e.g. -i vale0:x -i vale1:x');
-  const b = words[1] ?? given[1] ?? first;
+  const one = words[0] ?? given[0];
+  if (one === undefined) throw new UsageError('-i PORT is missing: the ports to join, e.g. -i vale0:x -i vale1:x');
+  const first = portName(one);
+  const b = portName(words[1] ?? given[1] ?? first);
   const loopback = flags.L ?? false;
   const a = first === b && !loopback ? hostStackOf(first) : first;
   if (loopback && a !== b) throw new UsageError('-L is for one port, not two');

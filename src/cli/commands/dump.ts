@@ -7,6 +7,7 @@ import { CaptureFiles, type FilePlan } from '../dump/files.ts';
 import { UsageError } from '../errors.ts';
 import { whole } from '../numbers.ts';
 import { INBOUND, OUTBOUND } from '../pcap/writer.ts';
+import { portName } from '../port-names.ts';
 import type { PktPort } from '../pkt-gen/run.ts';
 import { Cancel } from '../signals.ts';
 
@@ -44,7 +45,7 @@ export function dumpCommand(): Command {
     .action((flags: DumpFlags & CommonFlags) => dump(flags));
 }
 
-/** @throws UsageError */
+/** @throws UsageError, PortNameError */
 export function parseDump(flags: DumpFlags): {
   readonly port: string;
   readonly count: number;
@@ -58,7 +59,7 @@ export function parseDump(flags: DumpFlags): {
   const fileCount = whole('-W', flags.W ?? '0', 0, 100_000);
   if (path === '-' && fileBytes > 0) throw new UsageError('-C is for files: say one with -w');
   if (fileCount > 0 && fileBytes === 0) throw new UsageError('-W FILES is for -C, which says how large a file becomes');
-  const [, name = '', options = ''] = /^([^@]*)(.*)$/.exec(flags.i) ?? [];
+  const [, name = '', options = ''] = /^([^@]*)(.*)$/.exec(portName(flags.i)) ?? [];
   // A port of this machine is a monitor already, or none: its host has chosen.
   const isMachines = /^ptnet:\d+$/.test(name);
   if (isMachines && flags.Q !== undefined)

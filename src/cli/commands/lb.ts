@@ -34,6 +34,7 @@ const log = (text: string): void => void process.stderr.write(`${text}\n`);
 
 async function lb(flags: LbFlags & CommonFlags): Promise<void> {
   const job = parseLb(flags);
+  const pipes = pipeNames(job.groups, job.port.replace(/[-^*/@].*$/, ''));
   using cancel = new Cancel();
   const ports: NetmapPort[] = [];
   try {
@@ -46,9 +47,8 @@ async function lb(flags: LbFlags & CommonFlags): Promise<void> {
     const said = regionOf(job.port);
     const region = said ?? `@lb${process.pid}`;
     const input = await open(said === undefined ? job.port + region : job.port, job.extraBufs);
-    const base = job.port.replace(/[-^*/@].*$/, '');
     const groups: Output[][] = [];
-    for (const names of pipeNames(job.groups, base)) {
+    for (const names of pipes) {
       const outputs: Output[] = [];
       for (const name of names) {
         const port = await open(`${name}/xT${region}`);

@@ -9,6 +9,7 @@ import { parseBandwidth, parseDelay, parseLoss, random } from '../nmreplay/model
 import { Replayed, replay } from '../nmreplay/replay.ts';
 import { Schedule, Trace } from '../nmreplay/schedule.ts';
 import { whole } from '../numbers.ts';
+import { portName } from '../port-names.ts';
 import { Cancel } from '../signals.ts';
 
 interface Flags extends CommonFlags {
@@ -48,6 +49,7 @@ export function nmreplayCommand(): Command {
 async function nmreplay(flags: Flags): Promise<void> {
   if (flags.f === undefined) throw new UsageError('-f FILE is missing: the capture to send');
   if (flags.i === undefined) throw new UsageError('-i PORT is missing: the port to use, e.g. -i vale0:x');
+  const name = portName(flags.i);
   const rnd = random(whole('--seed', flags.seed ?? '1', 0, 2 ** 32 - 1));
   const models = [parseBandwidth(flags.B), parseDelay(flags.D, rnd), parseLoss(flags.L, rnd)] as const;
   const burst = whole('-b', flags.b ?? '1024', 1, 8192);
@@ -58,7 +60,7 @@ async function nmreplay(flags: Flags): Promise<void> {
   const schedule = new Schedule(trace, loops, ...models);
   if (cpu !== undefined) pinThread(cpu);
   using cancel = new Cancel();
-  const port = await openPort(flags.i, flags.runDir === undefined ? {} : { runDir: flags.runDir });
+  const port = await openPort(name, flags.runDir === undefined ? {} : { runDir: flags.runDir });
   try {
     process.stderr.write(`${trace.packets} packets from ${flags.f} to ${port.name}\n`);
     if (waitSeconds > 0) await setTimeout(waitSeconds * 1000);

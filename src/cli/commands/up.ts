@@ -1,12 +1,15 @@
 /** `ptnet up`: a netmap port as a network interface of this network namespace, for as long as the process runs. */
 import { readFileSync } from 'node:fs';
 import type { Command } from 'commander';
+import { NM_BDG_MAXRINGS, NM_BRIDGE_MAXSLOTS } from '../../abi/index.ts';
 import { openInterface, parseLoaderConf, vnetHdrTunable } from '../../api/index.ts';
 import { defaultRunDir } from '../../os/index.ts';
 import { type CommonFlags, command } from '../command.ts';
 import { UsageError } from '../errors.ts';
 import { applyWords, parseWords } from '../ifconfig-words.ts';
 import { recordInterface } from '../interfaces.ts';
+import { whole } from '../numbers.ts';
+import { portName } from '../port-names.ts';
 
 interface UpFlags extends CommonFlags {
   readonly name?: string;
@@ -44,15 +47,15 @@ export function upCommand(): Command {
       const loaderConf = file === undefined ? undefined : parseLoaderConf(readFileSync(file, 'utf8'), file);
       const { txcsum, rxcsum, tso, lro, mtu, ether, ...rest } = given;
       const features = { txcsum, rxcsum, tso, lro, mtu, ether, ifname: flags.name };
-      const ifnet = await openInterface(port, {
+      const ifnet = await openInterface(portName(port), {
         ...Object.fromEntries(Object.entries(features).filter(([, value]) => value !== undefined)),
         runDir,
         vnetHdr: vnetHdrTunable({ flag: flags.vnetHdr, env: process.env, loaderConf }),
-        ...number('txRings', '--rings', flags.rings),
-        ...number('rxRings', '--rings', flags.rings),
-        ...number('txSlots', '--slots', flags.slots),
-        ...number('rxSlots', '--slots', flags.slots),
-        ...number('bufSize', '--buf-size', flags.bufSize),
+        ...number('txRings', '--rings', flags.rings, 1, NM_BDG_MAXRINGS),
+        ...number('rxRings', '--rings', flags.rings, 1, NM_BDG_MAXRINGS),
+        ...number('txSlots', '--slots', flags.slots, 2, NM_BRIDGE_MAXSLOTS),
+        ...number('rxSlots', '--slots', flags.slots, 2, NM_BRIDGE_MAXSLOTS),
+        ...number('bufSize', '--buf-size', flags.bufSize, 64, 65472),
       });
       let forget: () => void = () => undefined;
       // What closing fails with is said where it is awaited, below.
@@ -74,9 +77,7 @@ export function upCommand(): Command {
     });
 }
 
-/** `{ [key]: n }` if the flag was given. */
-function number(key: string, flag: string, text: string | undefined): Record<string, number> {
-  if (text === undefined) return {};
-  if (!/^\d+$/.test(text)) throw new UsageError(`${flag} ${text}: a whole number is wanted`);
-  return { [key]: Number(text) };
+/** `{ [key]: n }` if the flag was given. @throws UsageError */
+function number(key: string, flag: string, text: string | undefined, min: number, max: number): Record<string, number> {
+  return text === undefined ? {} : { [key]: whole(flag, text, min, max) };
 }

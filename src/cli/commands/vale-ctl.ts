@@ -4,6 +4,8 @@ import type { PortInfo, ValeCtlCommand } from '../../abi/index.ts';
 import { defaultRunDir, valeCtl } from '../../api/index.ts';
 import { type CommonFlags, command } from '../command.ts';
 import { UsageError } from '../errors.ts';
+import { interfaceName, portName, switchPort } from '../port-names.ts';
+import { parseRingConfig } from '../../ports/names.ts';
 
 type Flags = CommonFlags &
   Readonly<Partial<Record<'n' | 'r' | 'a' | 'd' | 'g' | 'C' | 'm' | 'h' | 'p' | 'P', string>>> & {
@@ -50,7 +52,7 @@ async function run(flags: Flags): Promise<void> {
   if (portIndex !== undefined && v) say(`port_index: ${portIndex}`);
 }
 
-/** The operation that the letters ask for. @throws UsageError */
+/** The operation that the letters ask for. @throws UsageError, PortNameError */
 export function parseValeCtl(flags: Flags): ValeCtlCommand {
   if (flags.p !== undefined || flags.P !== undefined) {
     throw new UsageError('-p, -P: the daemon decides itself when it polls');
@@ -59,9 +61,13 @@ export function parseValeCtl(flags: Flags): ValeCtlCommand {
   if (letters.length > 1) throw new UsageError(`only one of ${letters.map((l) => `-${l}`).join(', ')} at a time`);
   const letter = letters[0] ?? 'l';
   if (letter !== 'n' && (flags.C !== undefined || flags.m !== undefined)) throw new UsageError('-C and -m go with -n');
-  if (letter === 'l') return { letter, ...(typeof flags.l === 'string' ? { name: flags.l } : {}) };
+  if (letter === 'l') return { letter, ...(typeof flags.l === 'string' ? { name: switchPort('-l', flags.l) } : {}) };
   const name = flags[letter]!;
-  if (letter !== 'n') return { letter, name };
+  if (letter === 'g') return { letter, name: name.includes(':') ? portName(name) : interfaceName('-g', name) };
+  if (letter === 'r') return { letter, name: interfaceName('-r', name) };
+  if (letter !== 'n') return { letter, name: switchPort(`-${letter}`, name) };
+  interfaceName('-n', name, flags.m);
+  if (flags.C !== undefined) parseRingConfig(flags.C);
   const memId = flags.m === undefined ? {} : { memId: flags.m };
   return { letter, name, ...(flags.C === undefined ? {} : { config: flags.C }), ...memId };
 }

@@ -1,6 +1,7 @@
 /** lb's options, by netmap's letters. */
 import { UsageError } from '../errors.ts';
 import { whole } from '../numbers.ts';
+import { portName } from '../port-names.ts';
 
 export interface LbFlags {
   i?: string;
@@ -31,10 +32,11 @@ export interface LbJob {
   readonly stdoutSeconds: number;
 }
 
+/** @throws UsageError, PortNameError */
 export function parseLb(flags: LbFlags): LbJob {
   if (flags.i === undefined) throw new UsageError('-i PORT is missing: the port to read from, e.g. -i vale0:x');
   return {
-    port: flags.i,
+    port: portName(flags.i),
     groups: (flags.p ?? ['2']).map(group),
     extraBufs: whole('-B', flags.B ?? '8192', 0, 65536),
     batch: whole('-b', flags.b ?? '2048', 1, 65536),
@@ -54,12 +56,15 @@ function group(text: string): Group {
   return { base: name.startsWith('netmap:') || name.startsWith('vale') ? name : `netmap:${name}`, pipes };
 }
 
-/** Names of the pipes' writing ends, group by group: pipes of the same port are numbered on. @param input e.g. "vale0:x" */
+/**
+ * Names of the pipes' writing ends, group by group: pipes of the same port are numbered on.
+ * @param input e.g. "vale0:x" @throws PortNameError: no port with pipes
+ */
 export function pipeNames(groups: readonly Group[], input: string): string[][] {
   const next = new Map<string, number>();
   return groups.map(({ base = input, pipes }) => {
     const first = next.get(base) ?? 0;
     next.set(base, first + pipes);
-    return Array.from({ length: pipes }, (_, i) => `${base}{${first + i}`);
+    return Array.from({ length: pipes }, (_, i) => portName(`${base}{${first + i}`));
   });
 }

@@ -4,6 +4,7 @@
  */
 import { UsageError } from '../errors.ts';
 import { whole } from '../numbers.ts';
+import { portName } from '../port-names.ts';
 import { ipv4Range, ipv6Range } from './addresses.ts';
 import { type IpRange, MAX_FRAME, MIN_FRAME, MIN_FRAME6 } from './frame.ts';
 import { SEQUENCE_PAYLOAD } from './sequence.ts';
@@ -107,6 +108,7 @@ const BROADCAST = [255, 255, 255, 255, 255, 255];
 /** Payload of a ping: sequence number, seconds, nanoseconds. */
 export const PING_PAYLOAD = 12;
 
+/** @throws UsageError, PortNameError */
 export function parseJob(given: PktGenFlags): Job {
   const flags = { ...given, ...optionBits(given.o ?? []) };
   if (flags.i === undefined) throw new UsageError('-i PORT is missing: the port to use, e.g. -i vale0:x');
@@ -133,7 +135,7 @@ export function parseJob(given: PktGenFlags): Job {
   if (func === 'txseq' && flags.r) throw new UsageError('-r is for tx: packets of txseq have numbers');
   if (smallest !== undefined && frags > 1) throw new UsageError('-l twice (random sizes) and -F exclude each other');
   return {
-    port: flags.i,
+    port: portName(flags.i),
     func,
     count: whole('-n', flags.n ?? '0', 0, Number.MAX_SAFE_INTEGER),
     size,

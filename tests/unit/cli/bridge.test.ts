@@ -104,9 +104,9 @@ test('options: -i twice or two words; one port needs -L', () => {
     [{}, /-i PORT is missing/],
     [{ i: ['vale0:a'] }, /needs two ports: .*-L/],
     [{ i: ['netmap:x{1'] }, /needs two ports: .*-L/],
-    [{ i: ['a', 'b', 'c'] }, /at most two/],
-    [{ i: ['a', 'b'], L: true }, /-L is for one port/],
-    [{ i: ['a', 'b'], b: '0' }, /-b 0: must be/],
+    [{ i: ['vale0:a', 'vale0:b', 'vale0:c'] }, /at most two/],
+    [{ i: ['vale0:a', 'vale0:b'], L: true }, /-L is for one port/],
+    [{ i: ['vale0:a', 'vale0:b'], b: '0' }, /-b 0: must be/],
   ] as const) {
     assert.throws(() => parseBridge({ ...flags, i: [...('i' in flags ? flags.i : [])] }, []), pattern);
   }

@@ -75,16 +75,16 @@ test('options: the monitor that is opened, formats', () => {
     ['vale0:x/rt', 'vale0:x/r', 'vale0:x/t', 'vale0:x/z', 'vale0:x/rt@conf:slots=9'],
   );
   assert.equal(name('ptnet:1'), 'ptnet:1', 'in a machine: a monitor already');
-  assert.equal(parseDump({ i: 'x', w: 'a.pcap' }).plan.format, 'pcap');
-  assert.equal(parseDump({ i: 'x', w: 'a' }).plan.format, 'pcapng');
-  assert.equal(parseDump({ i: 'x', pcap: true }).plan.format, 'pcap');
+  assert.equal(parseDump({ i: 'vale0:x', w: 'a.pcap' }).plan.format, 'pcap');
+  assert.equal(parseDump({ i: 'vale0:x', w: 'a' }).plan.format, 'pcapng');
+  assert.equal(parseDump({ i: 'vale0:x', pcap: true }).plan.format, 'pcap');
   for (const [flags, pattern] of [
     [{}, /-i PORT is missing/],
-    [{ i: 'x', Q: 'up' }, /-Q up: must be/],
+    [{ i: 'vale0:x', Q: 'up' }, /-Q up: must be/],
     [{ i: 'ptnet:1', Q: 'in' }, /-Q in: the host has chosen what ptnet:1 shows/],
-    [{ i: 'x', C: '1' }, /-C is for files/],
-    [{ i: 'x', w: 'f', W: '2' }, /-W FILES is for -C/],
-    [{ i: 'x', s: '0' }, /-s 0/],
+    [{ i: 'vale0:x', C: '1' }, /-C is for files/],
+    [{ i: 'vale0:x', w: 'f', W: '2' }, /-W FILES is for -C/],
+    [{ i: 'vale0:x', s: '0' }, /-s 0/],
   ] as const) {
     assert.throws(() => parseDump(flags), pattern);
   }

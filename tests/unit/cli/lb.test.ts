@@ -197,6 +197,6 @@ test('options and names of pipes: groups, numbering', () => {
     [true, true, false, false, false],
   );
   assert.throws(() => parseLb({}), /-i PORT is missing/);
-  assert.throws(() => parseLb({ i: 'x', p: ['a:b'] }), /-p a:b: must be/);
-  assert.throws(() => parseLb({ i: 'x', p: ['0'] }), /-p 0: must be/);
+  assert.throws(() => parseLb({ i: 'vale0:x', p: ['a:b'] }), /-p a:b: must be/);
+  assert.throws(() => parseLb({ i: 'vale0:x', p: ['0'] }), /-p 0: must be/);
 });
