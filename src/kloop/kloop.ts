@@ -346,7 +346,10 @@ export class Kloop {
     // Edge-triggered and never read: an eventfd that was written since the last wait is reported once (R14).
     if (Atomics.load(this.#ctl, CTL.MAIL) === 0) {
       const n = this.#epoll.wait(this.#nics.sleepMs(this.#running.size > 0 ? SLEEP_MS : -1));
-      if (this.#nics.any) for (let i = 0; i < n; i++) this.#nics.ready(this.#epoll.data(i));
+      if (this.#nics.any) {
+        for (let i = 0; i < n; i++) this.#nics.ready(this.#epoll.data(i));
+        this.#nics.slept();
+      }
     }
     Atomics.store(this.#ctl, CTL.ASLEEP, 0);
     Atomics.add(this.#ctl, CTL.HEARTBEAT, 1);

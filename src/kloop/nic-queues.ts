@@ -74,8 +74,12 @@ export function nicRingBytes(entries: number): Record<XskRingName, number> {
 /** A closed socket keeps its queue for some ms: how often, and how long, to try to open the next one. */
 const RETRY_MS = 1;
 const GIVE_UP_MS = 2000;
-/** While frames are on their way out or a system call has to be repeated, the thread sleeps no longer than this. */
+/**
+ * While frames are on their way out, the thread sleeps so long, the first time; twice as long each time that nothing came of
+ * it (the link may be down for hours), but no longer than the second.
+ */
 const BUSY_SLEEP_MS = 1;
+const LONGEST_BUSY_SLEEP_MS = 64;
 /** How often a pump looks for frames while the thread does not sleep. */
 const PUMP_EVERY_MS = 0.05;
 /** How often the kernel is asked what it dropped. */
@@ -124,6 +128,7 @@ export class NicQueues {
   readonly #epoll: Epoll;
   readonly #queues: Queue[] = [];
   #statisticsAt = 0;
+  #busySleepMs = BUSY_SLEEP_MS;
   readonly #failed: (message: string) => void;
 
   /** @param failed a queue could not be opened again */
@@ -207,6 +212,7 @@ export class NicQueues {
   turn(): number {
     let moved = 0;
     const now = performance.now();
+    this.#busySleepMs = BUSY_SLEEP_MS;
     if (now >= this.#statisticsAt) this.#countDrops(now);
     for (const queue of this.#queues) {
       if (queue.retryAt !== 0) this.#retry(queue);
@@ -235,10 +241,24 @@ export class NicQueues {
     if (!this.any) return ms;
     this.#countDrops(performance.now());
     const { m } = this.#arena;
+    let longest = ms;
     for (const q of this.#queues) {
-      if (q.retryAt !== 0 || nic_queue.get.in_flight(m, q.address) !== 0) return BUSY_SLEEP_MS;
+      if (q.retryAt !== 0) return RETRY_MS;
+      if (nic_queue.get.in_flight(m, q.address) !== 0) longest = this.#busySleepMs;
     }
-    return ms;
+    return longest;
+  }
+
+  /**
+   * After a sleep: repeats the system calls that did not do everything (the link was down, the interface's queue full), or
+   * that the kernel asked for meanwhile. What they move, a look finds.
+   */
+  slept(): void {
+    this.#busySleepMs = Math.min(2 * this.#busySleepMs, LONGEST_BUSY_SLEEP_MS);
+    for (const queue of this.#queues) {
+      if (queue.xsk !== undefined) this.#kick(queue, queue.xsk);
+      else queue.pump?.send();
+    }
   }
 
   close(): void {

@@ -82,7 +82,7 @@ if (long)
         '-device',
         `pcie-root-port,id=p${i},chassis=${i + 1}`,
         '-device',
-        `igb,netdev=n${i},bus=p${i}`,
+        `igb,id=card${i},netdev=n${i},bus=p${i}`,
       ]);
       guest = await QemuGuest.start({
         ...image,
@@ -109,7 +109,11 @@ if (long)
       rmSync(dir, { recursive: true, force: true });
     });
 
-    /** Runs a bridge between the cards, in a region; resolves when its rings run. */
+    /** Resolves when the link of a card is as it is to be (1: up). */
+    const carrier = (card: number, value: 0 | 1): Promise<string> =>
+      guest.mustRun(`until [ $(cat /sys/class/net/eth${card}/carrier) = ${value} ]; do sleep 0.1; done`, 60_000);
+
+    /** Runs a bridge between the cards, in a region; resolves when its rings run and the links are up (binding resets a card). */
     const bridge = async (region: string): Promise<void> => {
       const ports = [0, 1].map((i) => `-i netmap:eth${i}@${region}`).join(' ');
       await guest.mustRun(
@@ -117,6 +121,7 @@ if (long)
       );
       const up = `[ $(grep -c "@${region}: rings running" /tmp/host.log) -ge 2 ]`;
       await guest.mustRun(`until ${up} || grep ^ptnet: /tmp/bridge.log; do sleep 0.2; done; ${up}`, 120_000);
+      for (const card of [0, 1]) await carrier(card, 1);
     };
 
     /** Ends the bridge; resolves when the daemon has closed its ports. */
@@ -126,11 +131,14 @@ if (long)
       await guest.mustRun(`until ${closed}; do sleep 0.2; done; echo > /tmp/host.log`, 60_000);
     };
 
-    const interfaces = async (): Promise<NonNullable<PortStatus['interface']>[]> => {
+    const ports = async (): Promise<PortStatus[]> => {
       const list = await guest.mustRun(`ptnet list --json --run-dir ${RUN_DIR}`, 60_000);
-      const { domains } = JSON.parse(list) as DaemonStatus;
-      return domains.flatMap((d) => d.ports).map((p) => p.interface!);
+      return (JSON.parse(list) as DaemonStatus).domains.flatMap((d) => d.ports);
     };
+
+    /** Frames that a port's user has sent. */
+    const sentBy = async (name: string): Promise<number> =>
+      (await ports()).find((p) => p.name === name)!.txRings[0]!.packets;
 
     /** Sends frames into the one network and compares what comes out of the other. */
     const passes = async (from: Network, to: Network): Promise<void> => {
@@ -149,12 +157,29 @@ if (long)
 
     test('igb, its region on huge pages: bound in zero copy; frames pass from card to card unchanged', async () => {
       await bridge('huge');
-      for (const { mode, zeroCopy, because } of await interfaces()) {
+      for (const { mode, zeroCopy, because } of (await ports()).map((p) => p.interface!)) {
         assert.deepEqual([mode, zeroCopy, because], ['native', true, undefined]);
       }
       assert.match(await guest.mustRun('cat /tmp/host.log'), /interface eth0: AF_XDP, native, zero copy, 1 queues/);
       await passes(networks[0], networks[1]);
       await passes(networks[1], networks[0]);
+    });
+
+    test('frames that are sent while the link is down go out when it is up again, though nothing else moves', async () => {
+      const [, to] = networks;
+      const sent = Array.from({ length: WINDOW }, (_, i) => frame(i));
+      to.frames.length = 0;
+      const already = await sentBy('netmap:eth1');
+      await guest.qmp('set_link', { name: 'card1', up: false });
+      await carrier(1, 0);
+      for (const bytes of sent) networks[0].send(bytes);
+      for (let given = 0; given < already + WINDOW; given = await sentBy('netmap:eth1')) await setTimeout(100);
+      assert.equal(to.frames.length, 0);
+      await guest.qmp('set_link', { name: 'card1', up: true });
+      for (const end = performance.now() + 60_000; to.frames.length < WINDOW; await setTimeout(20)) {
+        assert.ok(performance.now() < end, `${to.frames.length} of ${WINDOW} arrived`);
+      }
+      assert.deepEqual(to.frames, sent);
     });
 
     test('R19: a user that is killed leaves its buffers with the card; the next one gets whole frames', async () => {
@@ -166,7 +191,7 @@ if (long)
 
     test('its region on ordinary pages: bound in copy mode, and it says why', async () => {
       await bridge('plain');
-      for (const { mode, zeroCopy, because } of await interfaces()) {
+      for (const { mode, zeroCopy, because } of (await ports()).map((p) => p.interface!)) {
         assert.deepEqual([mode, zeroCopy], ['native', false]);
         assert.match(because!, /its region lies on ordinary pages/);
       }

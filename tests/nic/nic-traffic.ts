@@ -82,7 +82,7 @@ export async function send(
 }
 
 /** Waits until a receiver has that many frames, or has got none for a while. */
-async function arrival(receiver: Peer, frames: number): Promise<void> {
+export async function arrival(receiver: Peer, frames: number): Promise<void> {
   let last = receiver.frames;
   for (let since = performance.now(); receiver.frames < frames && performance.now() - since < QUIET_MS; ) {
     await receiver.change();

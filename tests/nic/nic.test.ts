@@ -5,9 +5,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { listDaemon, openPort, POLLIN } from '../../src/api/index.ts';
 import { HUGE_PAGE } from '../../src/os/index.ts';
 import { borrowHugePages } from '../unit/memory/huge-pages.ts';
-import { FrameCounter } from './nic-frames.ts';
+import { FrameCounter, writeFrame } from './nic-frames.ts';
 import { NicLab, nicSkip } from './nic-lab.ts';
-import { conserves, FRAMES, receive } from './nic-traffic.ts';
+import { arrival, conserves, FRAMES, receive } from './nic-traffic.ts';
 
 const huge = await borrowHugePages(8);
 after(() => huge.giveBack());
@@ -111,6 +111,33 @@ describe('a NIC passed to one user', { skip: nicSkip() }, () => {
       await conserves(lab, port, 200, { vlan: 0x6123 });
     } finally {
       await port.close();
+    }
+  });
+
+  it('packet sockets: what a slow wire has no room for yet goes out later, though nothing else moves', async (t) => {
+    lab.bridge();
+    // A queue of ours: the bridge hands frames on to it while the socket's room is taken by them.
+    const shaper = ['qdisc', 'add', 'dev', 'veth0', 'root', 'tbf', 'rate', '20mbit', 'burst', '10kb', 'limit', '10mb'];
+    const { status, text } = await lab.here.run('tc', shaper);
+    if (status !== 0) return t.skip(`needs tc and Linux CONFIG_NET_SCH_TBF: ${text.trim()}`);
+    const port = await openPort('netmap:br0', { runDir: lab.runDir, bufSize: 4096 });
+    try {
+      assert.equal((await lab.port('netmap:br0')).interface?.mode, 'packet');
+      const receiver = await lab.there.peer('receive', 'veth1').ready();
+      const [ring] = port.txRings;
+      const count = ring!.numSlots - 1;
+      for (let n = 0; n < count; n++) {
+        writeFrame(port.m.u8.subarray(ring!.bufOfs(n)), 1514, n);
+        ring!.setLen(n, 1514);
+      }
+      ring!.head = ring!.cur = count;
+      port.txsync();
+      await arrival(receiver, count);
+      assert.deepEqual(await receiver.result('SIGINT'), { frames: count, disorder: 0, wrong: 0, bytes: 1514 * count });
+    } finally {
+      await port.close();
+      lab.here.ip('link', 'del', 'br0');
+      await lab.here.run('tc', ['qdisc', 'del', 'dev', 'veth0', 'root']);
     }
   });
 
