@@ -6,13 +6,14 @@ import { CaptureReader } from '../../src/cli/pcap/reader.ts';
 import { PtnetProcess } from '../e2e/ptnet.ts';
 import { NicLab, nicSkip } from './nic-lab.ts';
 
-/** Types of the ICMP packets of a capture. */
-function icmpTypes(file: string): number[] {
+/** Types of the ICMP packets with an identifier in a capture. */
+function icmpTypes(file: string, id: number): number[] {
   const reader = new CaptureReader(file);
   const types: number[] = [];
   while (reader.next()) {
     const { data } = reader;
-    if (data[12] === 8 && data[13] === 0 && data[23] === 1) types.push(data[34]!);
+    const isIcmp = data[12] === 8 && data[13] === 0 && data[23] === 1;
+    if (isIcmp && ((data[38]! << 8) | data[39]!) === id) types.push(data[34]!);
   }
   reader.close();
   return types;
@@ -32,19 +33,19 @@ test('bridge joins an interface with the host’s stack at it, without a copy; d
     assert.ok(await lab.there.pings('10.98.0.1'));
     assert.ok(await lab.here.pings('10.98.0.2'));
     // What the card receives is what the host's stack gets, and the other way round: 8 asks, 0 answers.
-    for (const [port, direction, type] of [
-      ['netmap:veth0', 'in', 8],
-      ['netmap:veth0', 'out', 0],
-      ['netmap:veth0^', 'in', 0],
-      ['netmap:veth0^', 'out', 8],
+    for (const [port, direction, type, id] of [
+      ['netmap:veth0', 'in', 8, 1],
+      ['netmap:veth0', 'out', 0, 2],
+      ['netmap:veth0^', 'in', 0, 3],
+      ['netmap:veth0^', 'out', 8, 4],
     ] as const) {
       const file = join(lab.runDir, 'dump.pcap');
       const args = ['dump', '--run-dir', lab.runDir, '-i', port, '-Q', direction, '-w', file];
       const dump = new PtnetProcess(args);
       await dump.says(/listening on/);
-      assert.ok(await lab.there.pings('10.98.0.1'));
+      assert.ok(await lab.there.pings('10.98.0.1', '-e', String(id)));
       assert.equal(await dump.end(), 0);
-      assert.deepEqual(icmpTypes(file), [type, type, type], `${port} ${direction}`);
+      assert.deepEqual(icmpTypes(file, id), [type, type, type], `${port} ${direction}`);
     }
     assert.equal(await bridge.end(), 0);
     assert.match(bridge.stdout, /netmap:veth0 --> netmap:veth0\^: \d+ packets/);
