@@ -22,7 +22,7 @@ export const exitStatus = (error: unknown): number =>
 const isConfigError = (error: unknown): error is ConfigError => error instanceof Error && error.name === 'ConfigError';
 
 /** "x.pcap: no such file or directory: ENOENT", for what Node says of a file. */
-function systemText(message: string): string {
+export function systemText(message: string): string {
   const parts = /^([A-Z][A-Z0-9]+): (.*), \w+(?: '(.*)')?$/.exec(message);
   if (parts === null) return message;
   const [, code, text, path] = parts;

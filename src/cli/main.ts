@@ -1,4 +1,5 @@
 /** The `ptnet` command: finds the subcommand, runs it, turns what goes wrong into one line and an exit status. */
+import { setImmediate } from 'node:timers/promises';
 import { Command, CommanderError } from 'commander';
 import { bridgeCommand } from './commands/bridge.ts';
 import { demoCommand } from './commands/demo.ts';
@@ -13,7 +14,7 @@ import { stopCommand } from './commands/stop.ts';
 import { upCommand } from './commands/up.ts';
 import { valeCtlCommand } from './commands/vale-ctl.ts';
 import { vmCommand } from './commands/vm.ts';
-import { EXIT_USAGE, errorText, exitStatus } from './errors.ts';
+import { EXIT_USAGE, errorText, exitStatus, systemText } from './errors.ts';
 import { VERSION } from './version.ts';
 
 function program(): Command {
@@ -69,9 +70,16 @@ async function main(args: readonly string[]): Promise<number> {
 
 /** Exit status of a program that a signal ended is 128 and its number; 13 is SIGPIPE. */
 const EXIT_SIGPIPE = 141;
-// Whoever read what is printed has seen enough: the end, without a word, as of a program that SIGPIPE ends.
-process.stdout.on('error', (e: NodeJS.ErrnoException) => {
-  if (e.code === 'EPIPE') process.exit(EXIT_SIGPIPE);
-  throw e;
-});
-process.exit(await main(process.argv.slice(2)));
+// Whoever read what is printed has seen enough: the end, without a word, as of a program that SIGPIPE ends. (The daemon
+// goes on without readers: host.ts.) What else keeps a text from being written is an error; on stderr nobody hears of it.
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on('error', (e: NodeJS.ErrnoException) => {
+    if (e.code === 'EPIPE') process.exit(EXIT_SIGPIPE);
+    if (stream === process.stderr) return;
+    process.stderr.write(`ptnet: stdout: ${systemText(e.message)}\n`);
+    process.exit(1);
+  });
+}
+const status = await main(process.argv.slice(2));
+await setImmediate(); // an error of what was printed last
+process.exit(status);

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readlinkSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
@@ -88,6 +88,42 @@ test('host, list, vm, stop', async (t) => {
   const gone = run('list', '--run-dir', daemon.runDir);
   assert.equal(gone.status, 1);
   assert.match(gone.stderr, /^ptnet: no ptnet daemon runs in .*\n$/);
+});
+
+test('R20: a daemon whose stdin, stdout or stderr is closed, full or read by nobody runs, serves and ends as ever', async (t) => {
+  for (const with_ of ['2>&-', '1>&-', '0<&- 1>&- 2>&-', '2>/dev/full', '2</dev/null', '2>&1 >/dev/null']) {
+    const runDir = mkdtempSync(join(tmpdir(), 'ptnet-cli-'));
+    t.after(() => rmSync(runDir, { recursive: true, force: true }));
+    const script = `exec ./ptnet host --run-dir ${runDir} --log-level trace ${with_}`;
+    const child = spawn('bash', ['-c', script], { stdio: ['ignore', 'pipe', 'ignore'] });
+    t.after(() => void child.kill('SIGKILL'));
+    const ended = once(child, 'exit');
+    if (with_.startsWith('2>&1')) child.stdout.destroy();
+    else child.stdout.resume();
+    await until(() => run('list', '--run-dir', runDir).status === 0);
+    for (const fd of [0, 1, 2]) {
+      const file = readlinkSync(`/proc/${child.pid}/fd/${fd}`);
+      assert.doesNotMatch(file, /lock|memfd|anon_inode/, `${with_}: descriptor ${fd} is none of the daemon's own`);
+    }
+    const ping = run('pkt-gen', '--run-dir', runDir, '-i', 'vale0:a', '-f', 'tx', '-n', '10');
+    assert.equal(ping.status, 0, `${with_}: ${ping.stderr}`);
+    assert.equal(run('stop', '--run-dir', runDir).status, 0);
+    assert.deepEqual(await ended, [0, null], with_);
+  }
+});
+
+test('what cannot be printed is an error; a stderr that takes nothing changes no exit status', () => {
+  const status = (redirected: string, ...args: string[]): [number | null, string] => {
+    const { status: code, stderr } = spawnSync('bash', ['-c', `exec ./ptnet "$@" ${redirected}`, 'bash', ...args]);
+    return [code, stderr.toString()];
+  };
+  assert.deepEqual(status('>/dev/full', 'list', '--help'), [1, 'ptnet: stdout: no space left on device: ENOSPC\n']);
+  assert.equal(status('1</dev/null', 'list', '--help')[0], 1);
+  for (const none of ['2>/dev/full', '2>&-', '2</dev/null']) {
+    assert.deepEqual(status(none, 'list', '--run-dir', '/nonexistent'), [1, ''], none);
+    assert.deepEqual(status(none, 'list', '--nonsense'), [2, ''], none);
+    assert.deepEqual(status(none, 'list', '--help'), [0, ''], none);
+  }
 });
 
 test('pkt-gen: what one process sends, another receives; Ctrl-C ends it with its report', async (t) => {

@@ -29,6 +29,8 @@ export function hostCommand(): Command {
       'how much is logged: silent, fatal, error, warn, info, debug or trace (default: info)',
     )
     .action(async (flags: HostCommandFlags) => {
+      // Who reads the log may go: the daemon stays.
+      process.stderr.removeAllListeners('error').on('error', () => undefined);
       // Loaded here, because the other commands need none of it and start in a third of the time without it.
       const { defaultConfig, loadConfig, mergeFlags } = await import('../../host/config.ts');
       const { startDaemon } = await import('../../host/daemon.ts');
