@@ -7,7 +7,7 @@ import type { KloopEvent } from '../kloop/index.ts';
 import { closeFd, errno, exitNow, type PeerCredentials, socketPair, SysError } from '../os/index.ts';
 import { type PortName, parsePortName, pipeNeeds, portNeeds } from '../ports/index.ts';
 import { DMA_MAPS_MAX } from '../vfio-user/index.ts';
-import { accessOf, type DaemonConfig, mayMonitor, mayOpen } from './config.ts';
+import { accessOf, type DaemonConfig, mayMonitor, mayOpen, type UserAccess } from './config.ts';
 import type { ControlAnswer } from './control-server.ts';
 import { ControlServer } from './control-server.ts';
 import type { DevicesEvent } from './devices.ts';
@@ -268,6 +268,8 @@ export class Daemon {
     const parsed = parsePortName(name);
     const { bufSize, vnetHdr, hugePages, ...asked } = shapeOf(this.config.ports, options, parsed.conf);
     const named = hostRingsName(parsed);
+    // Before anything that depends on what there is: who may not open an interface does not hear whether the host has it.
+    const access = this.#access(named, peer);
     const { regionId, ...plan } = this.#switchboard.plan(named, asked, bufSize);
     const { extraBufs = 0 } = options;
     if (!Number.isInteger(extraBufs) || extraBufs < 0 || extraBufs > MAX_EXTRA_BUFS) {
@@ -280,7 +282,7 @@ export class Daemon {
     const buffers = needs.buffers + extraBufs;
     const alone = { interfaces: needs.rings, ...needs, buffers, bufSize: plan.bufSize, hugePages };
     // Counted from now on, so that many requests at a time get no more than one after the other.
-    const opened = this.#checkAccess(named, peer, regionId, alone);
+    const opened = this.#quota(named, peer, access, regionId, alone);
     this.#opened.add(opened);
     const sockets: [number, number][] = [];
     try {
@@ -309,8 +311,8 @@ export class Daemon {
           bar64: true,
           maxDmaMaps: LOCAL_DMA_MAPS,
           bufSize: options.bufSize,
-          mayUse: (id) => mayOpen(accessOf(this.config, peer.uid)!, `@${id}`),
-          mayMonitor: (monitor) => mayMonitor(accessOf(this.config, peer.uid)!, monitor),
+          mayUse: (id) => mayOpen(access, `@${id}`),
+          mayMonitor: (monitor) => mayMonitor(access, monitor),
         },
       );
       await this.#checkSize(named, group, opened);
@@ -351,17 +353,26 @@ export class Daemon {
     throw new SysError(`open ${name.text}: ${name.name} has changed meanwhile: open the monitor again`, errno.EAGAIN);
   }
 
-  /**
-   * Whether a user may open a port now; what is then counted against him.
-   * @param memId of the region that it will lie in @param alone sizes of the one it needs if it gets one to itself
-   */
-  #checkAccess(port: PortName, { uid, pid }: PeerCredentials, memId: string | undefined, alone: RegionSizes): OpenPort {
+  /** What a user may do, if he may open this port. @throws SysError EPERM */
+  #access(port: PortName, { uid }: PeerCredentials): UserAccess {
     const { name, text } = port;
     const access = accessOf(this.config, uid);
-    const may = access !== undefined && (mayOpen(access, name) || (isMonitor(port) && mayMonitor(access, text)));
-    if (!may) {
-      throw new SysError(`open ${name}: the configuration does not let user ${uid} open this port`, errno.EPERM);
-    }
+    if (access !== undefined && (mayOpen(access, name) || (isMonitor(port) && mayMonitor(access, text)))) return access;
+    throw new SysError(`open ${name}: the configuration does not let user ${uid} open this port`, errno.EPERM);
+  }
+
+  /**
+   * Whether a user may have another port now; what is then counted against him.
+   * @param memId of the region that it will lie in @param alone sizes of the one it needs if it gets one to itself
+   * @throws SysError EDQUOT
+   */
+  #quota(
+    { name }: PortName,
+    { uid, pid }: PeerCredentials,
+    access: UserAccess,
+    memId: string | undefined,
+    alone: RegionSizes,
+  ): OpenPort {
     const mine = [...this.#opened].filter((o) => o.uid === uid);
     if (mine.length >= access.maxPorts) {
       throw new SysError(

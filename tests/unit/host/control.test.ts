@@ -240,6 +240,28 @@ test('R21: leave to watch ports is none to open them, whatever stands behind the
     },
   ));
 
+test('R21: who may not open a port does not hear whether it or its interface exists', () =>
+  withDaemon(`users: { ${uid}: { ports: ["vale1:*"] } }\nvms: { fw: { ports: [vale0:here] } }`, async (lab) => {
+    const answer = (name: string): Promise<string> =>
+      openPort(name, { runDir: lab.dir }).then(
+        () => 'opened',
+        (e: Error) => e.message.replaceAll(/netmap:\w+|vale0:\w+/g, 'PORT'),
+      );
+    const names: readonly (readonly [string, string])[] = [
+      ['netmap:lo', 'netmap:nosuch0'],
+      ['netmap:lo^', 'netmap:nosuch0^'],
+      ['netmap:lo/r', 'netmap:nosuch0/r'],
+      ['netmap:lo/R', 'netmap:nosuch0/R'],
+      ['vale0:here/r', 'vale0:nosuch/r'],
+      ['vale0:here/z', 'vale0:nosuch/z'],
+    ];
+    for (const [there, not] of names) {
+      const said = await answer(there);
+      assert.match(said, /does not let user \d+ open this port: EPERM/, there);
+      assert.equal(await answer(not), said, not);
+    }
+  }));
+
 test('connections beyond the limit are answered with the reason', () =>
   withDaemon('', async (lab) => {
     const held: Socket[] = [];
