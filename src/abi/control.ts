@@ -26,8 +26,13 @@ export type ValeCtlCommand =
   | { readonly letter: 'n'; readonly name: string; readonly config?: string; readonly memId?: string }
   /** -r: removes it. */
   | { readonly letter: 'r'; readonly name: string }
-  /** -a, -d: attaches it, or a NIC, to a switch (valeSSS:IF), detaches it; -h: a NIC and the host's stack behind it. */
-  | { readonly letter: 'a' | 'h' | 'd'; readonly name: string }
+  /**
+   * -a: attaches it, or a NIC, to a switch (valeSSS:IF); -h: a NIC and the host's stack behind it. `memId`: the @ID of the
+   * region of a NIC's ports (-m).
+   */
+  | { readonly letter: 'a' | 'h'; readonly name: string; readonly memId?: string }
+  /** -d: detaches it. */
+  | { readonly letter: 'd'; readonly name: string }
   /** -l: one port of a switch, or all. */
   | { readonly letter: 'l'; readonly name?: string }
   /** -g: shape and region of a port. */

@@ -8,9 +8,11 @@ export function portName(text: string): string {
   return text;
 }
 
-/** A port of a switch. @param option for the error, e.g. "-a" @throws PortNameError, UsageError */
-export function switchPort(option: string, text: string): string {
-  if (parsePortName(text).kind !== 'vale') throw new UsageError(`${option} ${text}: must be valeSSS:INTERFACE`);
+/** A port of a switch, and its region (-m). @param option for the error, e.g. "-a" @throws PortNameError, UsageError */
+export function switchPort(option: string, text: string, memId?: string): string {
+  const { kind, memId: region } = parsePortName(memId === undefined ? text : `${text}@${memId}`);
+  if (kind !== 'vale') throw new UsageError(`${option} ${text}: must be valeSSS:INTERFACE`);
+  if (memId !== undefined) checkRegion(memId, region);
   return text;
 }
 
@@ -23,6 +25,11 @@ export function interfaceName(option: string, text: string, memId?: string): str
   } = parsePortName(memId === undefined ? `netmap:${text}` : `netmap:${text}@${memId}`);
   if (kind !== 'netmap' || name !== `netmap:${text}`)
     throw new UsageError(`${option} ${text}: must be the name of an interface`);
-  if (region !== memId) throw new UsageError(`-m ${memId}: must be the name of a region`);
+  if (memId !== undefined) checkRegion(memId, region);
   return text;
+}
+
+/** @param parsed what a port's name has as region with it */
+function checkRegion(memId: string, parsed: string | undefined): void {
+  if (parsed !== memId) throw new UsageError(`-m ${memId}: must be the name of a region`);
 }

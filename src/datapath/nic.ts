@@ -107,9 +107,9 @@ export function nicUp(d: usize, q: usize): void {
   const last = load<u32>(receives, kring_num_slots) - 1;
   refill(q, receives, 0, last);
   refill(q, receives, last, 0);
-  if (hosted) return;
   store<u32>(tx, <u32>q, kring_peer);
   store<u32>(rx, <u32>q, kring_peer);
+  if (hosted) return;
   store<u32>(q, load<u32>(tx, kring_hwcur), nic_queue_done);
 }
 
@@ -126,7 +126,6 @@ export function nicDown(q: usize): void {
   if (moved != 0) store<u32>(moved, idx, nic_queue_idx);
   store<u32>(q, 0, nic_queue_domain);
   store<u32>(q, 0, nic_queue_active);
-  if (load<u32>(q, nic_queue_hosted) != 0) return;
   store<u32>(load<u32>(q, nic_queue_tx_kring), 0, kring_peer);
   store<u32>(load<u32>(q, nic_queue_rx_kring), 0, kring_peer);
 }

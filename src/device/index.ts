@@ -4,3 +4,4 @@ export * from './memdev.ts';
 export * from './pci-device.ts';
 export * from './ptnet.ts';
 export * from './rebuild.ts';
+export * from './tenant.ts';

@@ -25,7 +25,7 @@ import {
 } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
 import { closeFd, errno, errnoName, eventfd, eventfdSignal, isEventfd, setNonblocking } from '../os/index.ts';
-import type { PortRing, Registration } from '../ports/index.ts';
+import type { Registration } from '../ports/index.ts';
 import { allRings, writeInterface } from '../ports/index.ts';
 import {
   DmaTable,
@@ -36,19 +36,13 @@ import {
 } from '../vfio-user/index.ts';
 import { CsbError, mapCsbPage } from './csb.ts';
 import { PciDevice } from './pci-device.ts';
-import type { RegionNeighbour } from './rebuild.ts';
-import { rebuildRings } from './rebuild.ts';
+import { type SlotControl, Tenant, type TenantHooks } from './tenant.ts';
 
 /** What the device asks of its datapath thread; each promise settles when it has taken effect there (R18). */
-export interface RingControl {
+export interface RingControl extends SlotControl {
   /** Starts all rings or none. Resolves to 0 or a positive errno. */
   start(rings: readonly { kring: number; atok: number; ktoa: number }[], vnetHdrLen: number): Promise<number>;
   stop(krings: readonly number[]): Promise<void>;
-  /** Before the slots of stopped rings are rewritten: the other end of a pipe leaves them alone until `reset`. */
-  freeze(krings: readonly number[]): Promise<void>;
-  reset(krings: readonly number[]): Promise<void>;
-  /** Of each ring the buffers that it holds, all at the same moment, between two turns. */
-  held(rings: readonly PortRing[]): Promise<readonly (readonly number[])[]>;
   setIrqs(irqs: readonly { kring: number; fd: number }[]): Promise<void>;
   addKick(fd: number): Promise<void>;
   removeKick(fd: number): Promise<void>;
@@ -62,16 +56,7 @@ export interface PtnetConfig {
   readonly maxDmaMaps?: number;
 }
 
-/** Another device of the region, and who knows what its rings hold. */
-export interface Neighbour extends RegionNeighbour {
-  readonly rings: RingControl;
-}
-
-export interface PtnetHooks {
-  /** The other devices of the region (R19). */
-  neighbours(): readonly Neighbour[];
-  /** Runs a rebuild when those of other devices that were asked for before are done: each reads what others write. */
-  inTurn(rebuild: () => Promise<void>): Promise<void>;
+export interface PtnetHooks extends TenantHooks {
   /** Something that whoever runs the client ought to know. */
   warn(message: string): void;
   /** Attached, running or the header length changed. */
@@ -90,6 +75,8 @@ type SetIrqs = Parameters<PciDevice['setIrqs']>[0];
 
 export class PtnetDevice extends PciDevice {
   readonly registration: Registration;
+  /** Its client, from `connected` to `vacated`. */
+  readonly tenant: Tenant;
   protected readonly regions;
   readonly #config: PtnetConfig;
   readonly #arena: Arena;
@@ -104,8 +91,6 @@ export class PtnetDevice extends PciDevice {
   /** Given to the client, which rings it itself and may do anything with it: never written here (R15). */
   #clientKick = -1;
   #attached = false;
-  /** Whether somebody may still look at what the rings hold: from `connected` to `vacated`. */
-  #held = false;
   #running = false;
   #features = 0;
   #vnetHdrLen = 0;
@@ -136,17 +121,13 @@ export class PtnetDevice extends PciDevice {
     this.#m = arena.m;
     this.#rings = rings;
     this.#hooks = hooks;
+    this.tenant = new Tenant(arena.m, config.registration, rings, hooks);
     this.#dma = new DmaTable(config.maxDmaMaps);
     this.#irqs = Array.from({ length: vectors }, () => -1);
   }
 
   get state(): PtnetState {
     return { attached: this.#attached, running: this.#running, vnetHdrLen: this.#vnetHdrLen };
-  }
-
-  /** What R19 needs to know of this device when another of the region is rebuilt. */
-  get asNeighbour(): Neighbour {
-    return { m: this.#m, registration: this.registration, live: this.#held, rings: this.#rings };
   }
 
   /** Descriptors a datapath thread may be writing to (R15). */
@@ -166,7 +147,7 @@ export class PtnetDevice extends PciDevice {
       throw e;
     }
     this.#attached = true;
-    this.#held = true;
+    this.tenant.present = true;
     this.#changed();
   }
 
@@ -437,22 +418,19 @@ export class PtnetDevice extends PciDevice {
    * there was no client since the last time.
    */
   async vacated(): Promise<void> {
-    if (!this.#held) return;
-    await this.#rebuild();
-    this.#held = false;
+    await this.tenant.leave();
+    this.#renewed();
   }
 
   /** New rings and slots from the private record (R19). The rings are stopped. */
-  #rebuild(): Promise<void> {
-    return this.#hooks.inTurn(async () => {
-      const r = this.registration;
-      const krings = allRings(r).map((ring) => ring.kring);
-      await this.#rings.freeze(krings);
-      rebuildRings(this.#m, r, await withHeld(this.#hooks.neighbours()));
-      writeInterface(this.#m, r);
-      await this.#rings.reset(krings);
-      this.#framesHdrLen = undefined;
-    });
+  async #rebuild(): Promise<void> {
+    await this.tenant.rebuild();
+    this.#renewed();
+  }
+
+  #renewed(): void {
+    writeInterface(this.#m, this.registration);
+    this.#framesHdrLen = undefined;
   }
 
   /** Tells what changed; a client that writes the same registers for ever keeps nobody busy with it. */
@@ -463,17 +441,4 @@ export class PtnetDevice extends PciDevice {
     this.#told = { attached, running, vnetHdrLen };
     this.#hooks.changed(this.#told);
   }
-}
-
-/** Asks each datapath thread once what the rings of live neighbours hold: buffers go from ring to ring there. */
-async function withHeld(neighbours: readonly Neighbour[]): Promise<RegionNeighbour[]> {
-  const live = neighbours.filter((n) => n.live);
-  const held = new Map<Views, Map<number, readonly number[]>>();
-  for (const { m, rings } of live) {
-    if (held.has(m)) continue;
-    const all = live.filter((n) => n.m === m).flatMap((n) => allRings(n.registration));
-    const buffers = await rings.held(all);
-    held.set(m, new Map(all.map((ring, i) => [ring.kring, buffers[i]!])));
-  }
-  return neighbours.map((n) => ({ ...n, ...(n.live && { held: held.get(n.m)! }) }));
 }

@@ -13,15 +13,15 @@
 import type { Views } from '../abi/index.ts';
 import { kring, NETMAP_FIRST_BUF, NR_DIR_RX, NR_DIR_TX, NS_MOREFRAG, netmap_ring, netmap_slot } from '../abi/index.ts';
 import { heldBuffers, writeRing } from '../memory/index.ts';
-import type { PortRing, Registration } from '../ports/index.ts';
+import type { Holdings, PortRing } from '../ports/index.ts';
 import { allRings, ledgerOf, writeExtraBufs } from '../ports/index.ts';
 
-/** A device of the region. */
+/** Somebody else who has rings in the region. */
 export interface RegionNeighbour {
-  /** Views over the arena that the registration's addresses refer to. */
+  /** Views over the arena that the holdings' addresses refer to. */
   readonly m: Views;
-  readonly registration: Registration;
-  /** Whether a client is connected, who may have moved buffers about. */
+  readonly holdings: Holdings;
+  /** Whether he is there, and may have moved buffers about. */
   readonly live: boolean;
   /** Then: what its rings hold, by kring, as their datapath thread said (else their slots are read now). */
   readonly held?: ReadonlyMap<number, readonly number[]>;
@@ -35,12 +35,12 @@ interface Holder extends RegionNeighbour {
 const IDX_MASK = 0xffffffffn;
 
 /**
- * Puts right what the rings of a registration hold, and their slots.
- * @param own the rings are stopped, those of a pipe frozen @param neighbours all other devices of the region
+ * Puts right what somebody's rings hold, and their slots.
+ * @param own the rings are stopped, those of a pipe frozen @param neighbours all others who have rings in the region
  */
-export function rebuildRings(m: Views, own: Registration, neighbours: readonly RegionNeighbour[]): void {
-  const mine = holdings(own).map((ring): Holder => ({ m, registration: own, ring, live: false }));
-  const others = neighbours.flatMap((n) => holdings(n.registration).map((ring): Holder => ({ ...n, ring })));
+export function rebuildRings(m: Views, own: Holdings, neighbours: readonly RegionNeighbour[]): void {
+  const mine = ringsOf(own).map((ring): Holder => ({ m, holdings: own, ring, live: false }));
+  const others = neighbours.flatMap((n) => ringsOf(n.holdings).map((ring): Holder => ({ ...n, ring })));
   others.push(...absentPeers([...mine, ...others]));
   const held = new Set<number>();
   for (const holder of others) for (const idx of heldBy(holder)) held.add(idx);
@@ -93,10 +93,10 @@ export function rebuildRings(m: Views, own: Registration, neighbours: readonly R
   writeExtraBufs(m, own);
 }
 
-/** The rings of a registration, and its extra buffers as one more. */
-function holdings(registration: Registration): PortRing[] {
-  const { extra } = registration;
-  const rings = [...allRings(registration)];
+/** Somebody's rings, and his extra buffers as one more. */
+function ringsOf(holdings: Holdings): PortRing[] {
+  const { extra } = holdings;
+  const rings = [...allRings(holdings)];
   if (extra !== undefined) rings.push({ ...extra, ringOfs: NO_RING, kring: 0, ringId: 0, dir: NR_DIR_RX });
   return rings;
 }
@@ -113,7 +113,7 @@ function privateKey(m: Views, address: number): string {
   return `${id} ${address}`;
 }
 
-const isBuffer = (idx: number, r: Registration): boolean => idx >= NETMAP_FIRST_BUF && idx < r.numBufs;
+const isBuffer = (idx: number, r: Holdings): boolean => idx >= NETMAP_FIRST_BUF && idx < r.numBufs;
 const ledgerKey = ({ m, ring }: Holder): string => privateKey(m, ring.ledger);
 
 /** The other ends of pipes that no device serves: they hold what their records say. */
@@ -124,7 +124,7 @@ function absentPeers(known: readonly Holder[]): Holder[] {
     if (pair === undefined || seen.has(privateKey(h.m, pair.peer))) return [];
     const dir = 1 - h.ring.dir;
     const ring = { ...h.ring, dir, kring: pair.peer, pair: { ...pair, peer: h.ring.kring } };
-    return [{ m: h.m, registration: h.registration, ring, live: false }];
+    return [{ m: h.m, holdings: h.holdings, ring, live: false }];
   });
 }
 
@@ -165,7 +165,7 @@ const wordFlags = (w: bigint): number => Number(w >> 48n);
  */
 function writePairedRing(
   m: Views,
-  own: Registration,
+  own: Holdings,
   ring: PortRing,
   chosen: readonly { readonly k: number; readonly idx: number }[],
   lost: ReadonlySet<number>,

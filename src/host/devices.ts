@@ -1,12 +1,13 @@
 /**
- * The devices: which exist, who is connected to them, through which sockets. Runs on the devices thread's event loop; the
- * control thread asks for devices to be added and removed and hears what becomes of them.
+ * The devices: which exist, who is connected to them, through which sockets; and everybody who has rings in a region. Runs on
+ * the devices thread's event loop; the control thread asks for devices to be added and removed and hears what becomes of them.
  */
-import type { MemdevConfig, PtnetConfig, PtnetState, RingControl } from '../device/index.ts';
-import { MemdevDevice, PtnetDevice } from '../device/index.ts';
+import type { MemdevConfig, PtnetConfig, PtnetState, RingControl, SlotControl, TenantHooks } from '../device/index.ts';
+import { MemdevDevice, PtnetDevice, Tenant } from '../device/index.ts';
 import { askHeld, type Command, type Mailbox } from '../kloop/index.ts';
 import type { Arena } from '../memory/index.ts';
 import { closeFd, listenUnix, peerCredentials } from '../os/index.ts';
+import type { PortRecord } from '../ports/index.ts';
 import { ServerConnection, socketTransport } from '../vfio-user/index.ts';
 import type { Acceptor } from './acceptor.ts';
 import { acceptor } from './acceptor.ts';
@@ -32,6 +33,10 @@ export type DevicesCommand =
   | { readonly op: 'disconnect'; readonly id: number; readonly reason: string }
   /** Disconnects whoever is connected and forgets the device. */
   | { readonly op: 'remove'; readonly id: number }
+  /** The datapath thread is about to use the rings of a port itself, so that they hold buffers as a client's do (R19). */
+  | { readonly op: 'host'; readonly thread: number; readonly record: PortRecord }
+  /** It does not any more; nothing if it did not. They are stopped, and put right. */
+  | { readonly op: 'unhost'; readonly thread: number; readonly port: number }
   /** Removes all devices. */
   | { readonly op: 'end' };
 
@@ -75,10 +80,19 @@ export class Devices {
   readonly #threads: readonly DatapathThread[];
   readonly #post: (event: DevicesEvent) => void;
   readonly #entries = new Map<number, Entry>();
+  /** Datapath threads as users of ports, by thread and port. */
+  readonly #hosted = new Map<string, Tenant>();
   /** All clients may look at their rings until they hear that the daemon has ended. */
   #ending = false;
   /** The last rebuild that was asked for. */
   #rebuilt: Promise<void> = Promise.resolve();
+  readonly #tenancy: TenantHooks = {
+    neighbours: (own) => {
+      const { memId } = own.holdings;
+      return [...this.#tenants()].filter((t) => t !== own && t.holdings.memId === memId).map((t) => t.asNeighbour);
+    },
+    inTurn: (rebuild) => (this.#rebuilt = this.#rebuilt.then(rebuild, rebuild)),
+  };
 
   constructor(threads: readonly DatapathThread[], post: (event: DevicesEvent) => void) {
     this.#threads = threads;
@@ -104,6 +118,11 @@ export class Devices {
         return;
       case 'remove':
         return this.#remove(command.id);
+      case 'host':
+        this.#host(command.thread, command.record);
+        return;
+      case 'unhost':
+        return this.#unhost(`${command.thread} ${command.port}`);
       case 'end':
         this.#ending = true;
         await Promise.all([...this.#entries.keys()].map((id) => this.#remove(id)));
@@ -141,30 +160,51 @@ export class Devices {
     const { id, name, ptnet, thread } = command;
     const { registration } = ptnet;
     const { arena, mailbox } = this.#threads[thread]!;
-    const { port, memId } = registration;
+    const { port } = registration;
     const done = (): void => {};
     const rings: RingControl = {
+      ...this.#slots(thread),
       start: (started, vnetHdrLen) => mailbox.call({ op: 'start', port, vnetHdrLen, rings: started }),
       stop: (krings) => mailbox.call({ op: 'stop', krings }).then(done),
-      freeze: (krings) => mailbox.call({ op: 'freeze', krings }).then(done),
-      reset: (krings) => mailbox.call({ op: 'reset', krings }).then(done),
-      held: (asked) => askHeld(asked, (asking) => mailbox.call(asking)),
       setIrqs: (irqs) => mailbox.call({ op: 'irq', irqs }).then(done),
       addKick: (fd) => mailbox.call({ op: 'kick-add', fd }).then(done),
       removeKick: (fd) => mailbox.call({ op: 'kick-remove', fd }).then(done),
     };
-    const device: PtnetDevice = new PtnetDevice(ptnet, arena, rings, {
-      neighbours: () =>
-        [...this.#entries.values()]
-          .map((e) => e.device)
-          .filter((d) => d instanceof PtnetDevice)
-          .filter((d) => d !== device && d.registration.memId === memId)
-          .map((d) => d.asNeighbour),
-      inTurn: (rebuild) => (this.#rebuilt = this.#rebuilt.then(rebuild, rebuild)),
+    return new PtnetDevice(ptnet, arena, rings, {
+      ...this.#tenancy,
       warn: (message) => this.#log('warn', `${name}: ${message}`),
       changed: (state) => this.#post({ event: 'state', id, state }),
     });
-    return device;
+  }
+
+  #slots(thread: number): SlotControl {
+    const { mailbox } = this.#threads[thread]!;
+    const done = (): void => {};
+    return {
+      freeze: (krings) => mailbox.call({ op: 'freeze', krings }).then(done),
+      reset: (krings) => mailbox.call({ op: 'reset', krings }).then(done),
+      held: (asked) => askHeld(asked, (asking) => mailbox.call(asking)),
+    };
+  }
+
+  /** Everybody who has rings in a region. */
+  *#tenants(): Generator<Tenant> {
+    for (const { device } of this.#entries.values()) if (device instanceof PtnetDevice) yield device.tenant;
+    yield* this.#hosted.values();
+  }
+
+  #host(thread: number, record: PortRecord): void {
+    const { m } = this.#threads[thread]!.arena;
+    const tenant = new Tenant(m, record, this.#slots(thread), this.#tenancy);
+    tenant.present = true;
+    this.#hosted.set(`${thread} ${record.port}`, tenant);
+  }
+
+  async #unhost(key: string): Promise<void> {
+    const tenant = this.#hosted.get(key);
+    if (tenant === undefined) return;
+    await this.#putRight(tenant.holdings.name, () => tenant.leave());
+    this.#hosted.delete(key);
   }
 
   #listen(entry: Entry, path: string, uids: readonly number[]): void {
@@ -238,9 +278,13 @@ export class Devices {
 
   /** A device's client is gone: what it left is put right. */
   async #vacate({ device, name }: Entry): Promise<void> {
-    if (this.#ending || !(device instanceof PtnetDevice)) return;
+    if (device instanceof PtnetDevice) await this.#putRight(name, () => device.vacated());
+  }
+
+  async #putRight(name: string, rebuild: () => Promise<void>): Promise<void> {
+    if (this.#ending) return;
     try {
-      await device.vacated();
+      await rebuild();
     } catch (e) {
       this.#log('warn', `${name}: the rings could not be put right: ${text(e)}`);
     }

@@ -9,7 +9,7 @@ import type { PortRecord } from '../ports/index.ts';
 import { allRings } from '../ports/index.ts';
 import type { NicUse } from './nic-watch.ts';
 import { FRAME_OVERHEAD, type Nic, parseInterface } from './nics.ts';
-import type { Datapath } from './threads.ts';
+import type { Datapath, Threads } from './threads.ts';
 
 export interface NicPort extends NicUse {
   /** Whether the datapath is the application of its rings. */
@@ -42,10 +42,11 @@ function noZeroCopy(driver: string, pageBytes: number): string | undefined {
 
 /**
  * Connects the rings of a port, which is attached to a domain, with an interface. @throws Error; nothing is kept then
- * @param pageBytes of the pages that its region lies on
+ * @param devices hears of a port whose rings the datapath uses itself @param pageBytes of the pages that its region lies on
  */
 export async function connectNic(
-  { space, arena, mailbox }: Datapath,
+  { space, arena, mailbox, index: thread }: Datapath,
+  devices: Threads['devices'],
   domain: number,
   record: PortRecord,
   nic: Nic,
@@ -72,7 +73,11 @@ export async function connectNic(
     const slots = Math.max(...allRings(record).map((ring) => ring.numSlots));
     const entries = 2 ** Math.ceil(Math.log2(slots));
     const sizes = nicRingBytes(entries);
-    if (hosted) await start(record, nic.vnetHdrLen);
+    if (hosted) {
+      await devices.call({ op: 'host', thread, record });
+      undo.push(async () => void (await devices.call({ op: 'unhost', thread, port: record.port })));
+      await start(record, nic.vnetHdrLen);
+    }
     const at = reserve(nic.links.length * nic_queue.size);
     const driver = interfaceDriver(parseInterface(nic.name).iface);
     const copies = noZeroCopy(driver, pageBytes);

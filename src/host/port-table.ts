@@ -16,6 +16,7 @@ import type { NicWatch } from './nic-watch.ts';
 import { openNic, sameRings } from './nics.ts';
 import type { Open } from './opens.ts';
 import type { PortOwner, Regions, SharedRegion } from './regions.ts';
+import type { Threads } from './threads.ts';
 
 export interface Port {
   /** "vale0:a", "netmap:x{1"; that of a persistent port changes as it is attached and detached. */
@@ -59,6 +60,7 @@ export class PortTable {
   readonly #watch: NicWatch;
   readonly #mayCutOff: (iface: string) => boolean;
   readonly #offloads: NicOffloads;
+  readonly #devices: Threads['devices'];
   #monitorsMade = 0;
 
   /**
@@ -66,6 +68,7 @@ export class PortTable {
    * @param watch follows the interfaces that are ports
    * @param mayCutOff whether an interface of the host's default route may be taken
    * @param offloads switches those of interfaces off
+   * @param devices the devices thread
    */
   constructor(
     domains: Domains,
@@ -74,6 +77,7 @@ export class PortTable {
     watch: NicWatch,
     mayCutOff: (iface: string) => boolean,
     offloads: NicOffloads,
+    devices: Threads['devices'],
   ) {
     this.#domains = domains;
     this.#regions = regions;
@@ -81,6 +85,7 @@ export class PortTable {
     this.#watch = watch;
     this.#mayCutOff = mayCutOff;
     this.#offloads = offloads;
+    this.#devices = devices;
   }
 
   get all(): Iterable<Port> {
@@ -152,7 +157,7 @@ export class PortTable {
       port = await this.#make(domain, region, [name], config, owner);
       port.mac = nic.mac;
       const { datapath } = domain;
-      port.nic = await connectNic(datapath, domain.address, port.record, nic, hosted, layout.pageBytes);
+      port.nic = await connectNic(datapath, this.#devices, domain.address, port.record, nic, hosted, layout.pageBytes);
     } catch (e) {
       if (port === undefined) nic.close();
       else await this.#remove([port]);

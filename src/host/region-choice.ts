@@ -6,7 +6,7 @@ import { errno, PAGE_SIZE, SysError } from '../os/index.ts';
 import type { PortName } from '../ports/index.ts';
 import { isMonitor, isZeroCopyMonitor } from './monitors.ts';
 import { ownerText } from './opens.ts';
-import type { PortTable } from './port-table.ts';
+import type { Port, PortTable } from './port-table.ts';
 import { isOwn, isOwner, mayHaveHugePages, type PortOwner, type Regions, type SharedRegion } from './regions.ts';
 
 /** What an owner may use of others', and what he asked for. */
@@ -90,17 +90,9 @@ export class RegionChoice {
         const why = `a zero-copy monitor lies in the region of ${name.name}, which is not there yet`;
         throw new SysError(`open ${name.text}: ${why}; say which region that will be (${name.text}@ID)`, errno.ENOENT);
       }
-      if (port.nic?.hosted === true) {
-        const why = `the memory of ${port.name}, an interface in a switch, is its own; its monitors copy (/r, /t)`;
-        throw new SysError(`open ${name.text}: ${why}`, errno.EOPNOTSUPP);
-      }
       if (port.region.id === undefined) {
         const why = `a zero-copy monitor lies in the region of ${port.name}, which has room for nothing else`;
-        const how =
-          port.persistent === undefined
-            ? `open the port with a region that has (${port.name}@ID)`
-            : `make the port with a region that has (ptnet vale-ctl -n ${port.persistent} -m ID)`;
-        throw new SysError(`open ${name.text}: ${why}; ${how}`, errno.ENOMEM);
+        throw new SysError(`open ${name.text}: ${why}; ${roomAdvice(port)}`, errno.ENOMEM);
       }
       return this.#usable(name, port.region, owner, rights);
     }
@@ -130,4 +122,11 @@ export class RegionChoice {
       errno.EPERM,
     );
   }
+}
+
+/** How a port comes to lie in a region that has room for others. */
+function roomAdvice({ name, persistent, nic }: Port): string {
+  if (persistent !== undefined) return `make the port with a region that has (ptnet vale-ctl -n ${persistent} -m ID)`;
+  if (nic?.hosted === true) return `attach the interface with a region that has (-m ID of ptnet vale-ctl -a and -h)`;
+  return `open the port with a region that has (${name}@ID)`;
 }

@@ -105,7 +105,15 @@ export class Switchboard {
     };
     this.#nics = new NicWatch({ log, gone });
     const orphaned = (monitor: Port): Promise<void> => this.#orphaned(monitor);
-    this.#ports = new PortTable(this.#domains, this.#regions, orphaned, this.#nics, mayCutOff, offloads);
+    this.#ports = new PortTable(
+      this.#domains,
+      this.#regions,
+      orphaned,
+      this.#nics,
+      mayCutOff,
+      offloads,
+      threads.devices,
+    );
     this.#choice = new RegionChoice(this.#regions, this.#ports);
     this.#valeCtl = new ValeCtl(this.#domains, this.#regions, this.#ports);
   }

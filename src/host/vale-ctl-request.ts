@@ -37,7 +37,7 @@ export async function valeCtlRequest(
     case 'a':
     case 'h': {
       const { bufSize, hugePages, ...config } = shapeOf(defaults);
-      const nic = { owner, config, bufSize, hugePages, host: letter === 'h' };
+      const nic = { owner, config, own: { bufSize, hugePages }, memId: command.memId, host: letter === 'h' };
       return { ...done, portIndex: await switchboard.valeCtl((c) => c.attach(command.name, nic)) };
     }
     case 'd':

@@ -9,16 +9,20 @@ import { parsePortName, portNeeds } from '../ports/index.ts';
 import type { Domains } from './domains.ts';
 import { nicRings } from './nics.ts';
 import type { Port, PortTable } from './port-table.ts';
-import type { PortOwner, Regions, RegionSizes } from './regions.ts';
+import type { PortOwner, Regions, RegionSizes, SharedRegion } from './regions.ts';
+
+/** What a region is to be that is made for one port. */
+type OwnRegion = Pick<RegionSizes, 'bufSize' | 'hugePages'>;
 
 /** How a network card is attached. */
 export interface NicAttach {
   readonly owner: PortOwner;
   /** Slots of its port's rings. */
   readonly config: PortConfig;
-  readonly bufSize: number;
-  /** Whether its region is to lie on huge pages. */
-  readonly hugePages: boolean;
+  /** Of the region that is made for it if memId is undefined. */
+  readonly own: OwnRegion;
+  /** -m: the region of this name. */
+  readonly memId: string | undefined;
   /** -h: the host's stack too. */
   readonly host: boolean;
 }
@@ -38,7 +42,7 @@ export class ValeCtl {
   async newIf(
     iface: string,
     config: PortConfig,
-    own: Pick<RegionSizes, 'bufSize' | 'hugePages'>,
+    own: OwnRegion,
     memId: string | undefined,
     owner: PortOwner,
   ): Promise<PortInfo> {
@@ -48,7 +52,20 @@ export class ValeCtl {
       throw new SysError(`-n ${iface}: not the name of an interface`, errno.EINVAL);
     }
     if (this.#ports.find(name) !== undefined) throw new SysError(`-n ${iface}: it exists already`, errno.EEXIST);
-    if (memId !== undefined && parsePortName(`${name}@${memId}`).memId !== memId) {
+    const make = (region: SharedRegion): Promise<Port> => this.#ports.createPersistent(iface, config, region, owner);
+    return portInfo(await this.#inRegion(iface, memId, config, own, owner, make));
+  }
+
+  /** Makes a port in the region of an @ID, or in one of its own. */
+  async #inRegion(
+    iface: string,
+    memId: string | undefined,
+    config: PortConfig,
+    own: OwnRegion,
+    owner: PortOwner,
+    make: (region: SharedRegion) => Promise<Port>,
+  ): Promise<Port> {
+    if (memId !== undefined && parsePortName(`vale:x@${memId}`).memId !== memId) {
       throw new SysError(`-m ${memId}: not the name of a region`, errno.EINVAL);
     }
     const needs = portNeeds(config);
@@ -57,7 +74,7 @@ export class ValeCtl {
         ? this.#regions.create(iface, { interfaces: needs.rings, ...needs, ...own }, owner)
         : this.#regions.named(memId, owner);
     try {
-      return portInfo(await this.#ports.createPersistent(iface, config, region, owner));
+      return await make(region);
     } catch (e) {
       this.#regions.closeUnused();
       throw e;
@@ -75,9 +92,16 @@ export class ValeCtl {
   /** -a valeSSS:IF, -h: returns the port's index. @throws SysError */
   async attach(text: string, nic: NicAttach): Promise<number> {
     const name = parsePortName(text);
-    if (name.kind !== 'vale') throw new SysError(`-a ${text}: valeSSS:INTERFACE is wanted`, errno.EINVAL);
+    if (name.kind !== 'vale' || name.text !== name.name)
+      throw new SysError(`-a ${text}: valeSSS:INTERFACE is wanted`, errno.EINVAL);
     if (this.#ports.find(`netmap:${name.port}`)?.persistent === undefined) return this.#attachNic(name, nic);
     const port = this.#persistent(name.port, `-a ${text}`);
+    if (nic.memId !== undefined && nic.memId !== port.region.id) {
+      throw new SysError(
+        `-a ${text} -m ${nic.memId}: it has its memory already (${port.region.region.name})`,
+        errno.EINVAL,
+      );
+    }
     if (isAttached(port)) throw new SysError(`-a ${text}: it is attached already, as ${port.name}`, errno.EBUSY);
     if (this.#ports.find(name.name) !== undefined) {
       throw new SysError(`-a ${text}: the switch has another port of that name`, errno.EEXIST);
@@ -87,22 +111,18 @@ export class ValeCtl {
   }
 
   /** A network card, and the host's stack behind it, as ports of a switch. */
-  async #attachNic(name: ValeName, { owner, config: asked, bufSize, hugePages, host }: NicAttach): Promise<number> {
+  async #attachNic(name: ValeName, nic: NicAttach): Promise<number> {
+    const { owner, config: asked, own, memId, host } = nic;
     const what = `-${host ? 'h' : 'a'} ${name.text}`;
     if (this.#ports.find(name.name) !== undefined) {
       throw new SysError(`${what}: the switch has a port of that name already`, errno.EEXIST);
     }
-    const make = async (iface: string): Promise<Port> => {
+    const make = (iface: string): Promise<Port> => {
       const rings = nicRings(iface);
       const config = { ...asked, txRings: rings, rxRings: rings };
-      const needs = portNeeds(config);
-      const region = this.#regions.create(iface, { interfaces: 1, ...needs, bufSize, hugePages }, owner);
-      try {
-        return await this.#ports.createHosted(iface, name.bridge, host, config, region, owner);
-      } catch (e) {
-        this.#regions.closeUnused();
-        throw e;
-      }
+      return this.#inRegion(iface, memId, config, own, owner, (region) =>
+        this.#ports.createHosted(iface, name.bridge, host, config, region, owner),
+      );
     };
     const port = await make(name.port);
     if (!host || port.nic?.nic.mode === 'tap') return port.number;

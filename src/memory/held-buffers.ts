@@ -10,15 +10,19 @@ export function heldBuffers(m: Views, k: number): number[] {
   const n = kring.get.num_slots(m, k);
   const peer = kring.get.peer(m, k);
   const tx = kring.get.dir(m, k) === NR_DIR_TX;
-  const from = kring.get.hwcur(m, k);
   if (kring.get.shadow(m, k) !== 0) {
     // A pipe: slots up to where the other end's begin. A tx ring's user has at least the one that stays empty.
+    const from = kring.get.hwcur(m, k);
     const count = distance(from, kring.get.hwcur(m, peer), n);
     return slots(m, k, from, count === 0 && tx ? n : count);
   }
-  if (peer === 0 || tx) return slots(m, k, 0, n);
-  // An interface: slots that its user has not released; the others' buffers are with the kernel.
-  return [...slots(m, k, from, distance(from, kring.get.hwtail(m, k), n)), ...filled(m, k, peer)];
+  // An interface's ring that receives: in a switch the one whose frames the switch sends on.
+  const hosted = peer !== 0 && nic_queue.get.hosted(m, peer) !== 0;
+  if (peer === 0 || tx !== hosted) return slots(m, k, 0, n);
+  // Slots that its user has not released; the others' buffers are with the kernel.
+  const from = hosted ? nic_queue.get.refilled(m, peer) : kring.get.hwcur(m, k);
+  const to = hosted ? nic_queue.get.tx_head(m, peer) : kring.get.hwtail(m, k);
+  return [...slots(m, k, from, distance(from, to, n)), ...filled(m, k, peer)];
 }
 
 const distance = (a: number, b: number, n: number): number => (b - a + n) % n;

@@ -9,8 +9,14 @@ import { pageRound, writeBufferList, writeNetmapIf } from '../memory/index.ts';
 import type { Selection } from './names.ts';
 import { ledgerOf, type PortRecord, type PortRing } from './port.ts';
 
+/** Rings of a port, and extra buffers: what somebody has of a region. */
+export interface Holdings extends PortRecord {
+  /** The extra buffers: their number, and where their ledger is. Absent: none. */
+  readonly extra?: { readonly ledger: number; readonly numSlots: number };
+}
+
 /** Plain data, sent to other threads as it is. Addresses are arena offsets, `…Ofs` byte offsets in the region. */
-export interface Registration extends PortRecord {
+export interface Registration extends Holdings {
   /** 6 bytes. */
   readonly mac: readonly number[];
   readonly nifpOfs: number;
@@ -20,8 +26,6 @@ export interface Registration extends PortRecord {
   /** Two windows of the arena in which the client's CSB pages are mapped (atok, ktoa). */
   readonly csbAddr: readonly [number, number];
   readonly csbWindow: number;
-  /** Its extra buffers: their number, and where their ledger is. Absent: none. */
-  readonly extra?: { readonly ledger: number; readonly numSlots: number };
 }
 
 /** The rings of a selection. Their numbers in the device begin at 0; `ringId` is the port's. */
@@ -123,8 +127,8 @@ export function releaseRegistration(space: ArenaSpace, region: Region, r: Regist
   space.free(r.extra.ledger);
 }
 
-/** Makes the list of a registration's extra buffers from their ledger. `writeInterface` says where it begins. */
-export function writeExtraBufs(m: Parameters<typeof writeNetmapIf>[0], r: Registration): void {
+/** Makes the list of somebody's extra buffers from their ledger. `writeInterface` says where it begins. */
+export function writeExtraBufs(m: Parameters<typeof writeNetmapIf>[0], r: Holdings): void {
   if (r.extra !== undefined) writeBufferList(m, r.regionAddr + r.bufPoolOfs, r.bufSize, ledgerOf(m, r.extra));
 }
 

@@ -1,5 +1,5 @@
 /**
- * Zero-copy monitors of interfaces' ports (docs/monitors.md): they get the buffers that the port's user and the kernel are
+ * Zero-copy monitors of interfaces' own ports (docs/monitors.md): they get the buffers that the port's user and the kernel are
  * done with, and the kernel gets theirs. No frame is touched, no buffer is lost or in two hands, whoever goes in traffic.
  */
 import assert from 'node:assert/strict';
@@ -9,46 +9,22 @@ import { NS_TXMON } from '../../src/abi/index.ts';
 import { listDaemon, type NetmapPort, openDevice, openPort, POLLIN } from '../../src/api/index.ts';
 import { FrameCounter } from './nic-frames.ts';
 import { NicLab, nicSkip } from './nic-lab.ts';
+import {
+  buffers,
+  eachOnce,
+  FEW,
+  Keeper,
+  killingMonitors,
+  type RegionName,
+  regions,
+  ROOM,
+  shows,
+} from './monitor-lab.ts';
 import { conserves, FRAMES, long, receive, send } from './nic-traffic.ts';
-
-const FEW = 1000;
-/** Rings with room for all that passes, both ways. */
-const ROOM = '@conf:rx-slots=4096';
-const regions = {
-  lab: { buffers: 32768 },
-  // No AF_XDP with buffers of this size.
-  large: { buffers: 32768, bufSize: 4096 },
-};
-
-/** Buffers that a port's user has now. */
-function buffers({ txRings, rxRings }: NetmapPort, all: boolean): number[] {
-  const tx = txRings.flatMap((ring) => Array.from({ length: ring.numSlots }, (_, i) => ring.bufIdx(i)));
-  const rx = rxRings.flatMap((ring) =>
-    Array.from({ length: all ? ring.numSlots : ring.space() }, (_, i) => ring.bufIdx((ring.head + i) % ring.numSlots)),
-  );
-  return [...tx, ...rx];
-}
 
 describe('zero-copy monitors of interfaces', { skip: nicSkip() }, () => {
   let lab: NicLab;
   const open = (name: string): Promise<NetmapPort> => openPort(name, { runDir: lab.runDir });
-  const free = async (name: string): Promise<number | undefined> =>
-    (await listDaemon(lab.runDir)).regions.find((r) => r.name === name)?.freeBuffers;
-  /** Waits until everything in a region is free but the keeper's. */
-  const settled = async (name: string, wanted: number): Promise<void> => {
-    for (let i = 0; (await free(name)) !== wanted; i++) {
-      assert.ok(i < 1000, `${name}: ${await free(name)} buffers are free, ${wanted} were`);
-      await sleep(10);
-    }
-  };
-
-  /** What is sent at veth2 leaves through veth0, as the host's own frames do, and the other way round. */
-  const behindBridge = (): void => {
-    lab.bridge();
-    lab.here.ip('link', 'add', 'veth2', 'type', 'veth', 'peer', 'name', 'veth3');
-    lab.here.ip('link', 'set', 'veth3', 'master', 'br0');
-    for (const end of ['veth2', 'veth3']) lab.here.ip('link', 'set', end, 'addrgenmode', 'none', 'up');
-  };
 
   before(async () => {
     lab = new NicLab();
@@ -61,7 +37,7 @@ describe('zero-copy monitors of interfaces', { skip: nicSkip() }, () => {
   const cases: readonly {
     readonly what: string;
     readonly name: string;
-    readonly region: keyof typeof regions;
+    readonly region: RegionName;
     readonly mode: string;
     readonly fars: readonly string[];
   }[] = [
@@ -82,27 +58,20 @@ describe('zero-copy monitors of interfaces', { skip: nicSkip() }, () => {
   for (const { what, name, region, mode, fars } of cases) {
     it(`R19: ${what}: all frames, both ways, and every buffer once`, async () => {
       if (mode === 'generic') lab.bridge();
-      if (fars.includes(stack)) behindBridge();
-      const keeper = await open(`vale9:keeper@${region}`);
-      const least = (await free(`@${region}`))!;
+      if (fars.includes(stack)) lab.behindBridge();
+      const keeper = await Keeper.of(lab, region);
       const port = await open(`${name}@${region}`);
       const monitors = [await open(`${name}/z${ROOM}`), await open(`${name}/z${ROOM}`)] as const;
       assert.equal((await lab.port(name)).interface?.mode, mode);
       for (const bytes of [60, 1514]) {
         for (const [ring, far] of fars.entries()) {
           await conserves(lab, port, bytes, { frames: FEW, far, ring });
-          for (const monitor of monitors) {
-            const counter = new FrameCounter();
-            await receive(monitor, counter, 2 * FEW, { quietMs: 5000 });
-            assert.deepEqual([counter.frames, counter.wrong], [2 * FEW, 0]);
-          }
+          for (const monitor of monitors) await shows(monitor, 2 * FEW);
         }
       }
-      const all = [...buffers(port, false), ...monitors.flatMap((monitor) => buffers(monitor, true))];
-      assert.equal(new Set(all).size, all.length, 'no buffer in two hands');
+      eachOnce([...buffers(port, false), ...monitors.flatMap((monitor) => buffers(monitor, true))]);
       for (const closed of [monitors[0], port, monitors[1]]) await closed.close();
-      await settled(`@${region}`, least);
-      await keeper.close();
+      await keeper.end();
       if (mode === 'generic' || fars.includes(stack)) lab.here.ip('link', 'del', 'br0');
       if (fars.includes(stack)) lab.here.ip('link', 'del', 'veth2');
     });
@@ -130,49 +99,27 @@ describe('zero-copy monitors of interfaces', { skip: nicSkip() }, () => {
     for (const closed of [monitor, port]) await closed.close();
   });
 
-  it('refused: where the region has no room for others, and of an interface in a switch', async () => {
+  it('refused: where the region has no room for others', async () => {
     const port = await open('netmap:veth0');
     await assert.rejects(open('netmap:veth0/z'), { code: 'ENOMEM', message: /netmap:veth0@ID/ });
     await port.close();
-    await lab.valeCtl('a', 'vale0:veth0');
-    await assert.rejects(open('vale0:veth0/z'), /its monitors copy \(\/r, \/t\)/);
-    await lab.valeCtl('d', 'vale0:veth0');
   });
 
   it('R10, R19: monitors killed in traffic: no frame of the port is lost or touched, and no buffer', async () => {
-    const keeper = await open('vale9:keeper@lab');
-    const least = (await free('@lab'))!;
+    const keeper = await Keeper.of(lab, 'lab');
     const port = await open('netmap:veth0@lab');
     const ended = new AbortController();
-    const killing = (async () => {
-      for (let killed = 0; !ended.signal.aborted || killed < 3; killed++) {
-        // Two in a chain, of which either goes first.
-        const monitors = [0, 1].map(() =>
-          lab.here.ptnet('pkt-gen', '-i', 'netmap:veth0/z', '-f', 'rx', '--run-dir', lab.runDir),
-        );
-        const running = async (): Promise<number> =>
-          (await lab.ports()).filter((p) => p.name.includes('/z') && p.running).length;
-        while ((await running()) < 2) await sleep(10);
-        await sleep(50);
-        for (const monitor of killed % 2 === 0 ? monitors : monitors.toReversed()) {
-          monitor.kill('SIGKILL');
-          await sleep(20);
-        }
-        while ((await lab.ports()).some((p) => p.name.includes('/z'))) await sleep(10);
-      }
-    })();
+    const killing = killingMonitors(lab, 'netmap:veth0/z', ended.signal);
     for (let round = 0; round < (long ? 20 : 2); round++) await conserves(lab, port, 1000, { frames: FRAMES });
     ended.abort();
     await killing;
     await conserves(lab, port, 1000, { frames: FEW });
     await port.close();
-    await settled('@lab', least);
-    await keeper.close();
+    await keeper.end();
   });
 
   it('R19: the port’s user killed in traffic: the monitor hears of it, no buffer is lost', async () => {
-    const keeper = await open('vale9:keeper@lab');
-    const least = (await free('@lab'))!;
+    const keeper = await Keeper.of(lab, 'lab');
     for (let round = 0; round < 3; round++) {
       const user = lab.here.ptnet('pkt-gen', '-i', 'netmap:veth0@lab', '-f', 'rx', '--run-dir', lab.runDir);
       while (!(await lab.ports()).some((p) => p.name === 'netmap:veth0' && p.running)) await sleep(20);
@@ -186,14 +133,13 @@ describe('zero-copy monitors of interfaces', { skip: nicSkip() }, () => {
       assert.equal(counter.wrong, 0);
       await sender.result();
       await monitor.close();
-      await settled('@lab', least);
+      await keeper.settled();
     }
-    await keeper.close();
+    await keeper.end();
   });
 
   it('R19: the interface deleted in traffic: its monitors end with it, no buffer is lost', async () => {
-    const keeper = await open('vale9:keeper@lab');
-    const least = (await free('@lab'))!;
+    const keeper = await Keeper.of(lab, 'lab');
     const port = await open('netmap:veth0@lab');
     const monitors = [await open('netmap:veth0/z'), await open('netmap:veth0/rt')];
     const sender = await lab.there.peer('send', 'veth1', '1000000', '60', '0').ready();
@@ -207,13 +153,12 @@ describe('zero-copy monitors of interfaces', { skip: nicSkip() }, () => {
     await Promise.all(ends);
     await sender.result();
     for (const closed of [port, ...monitors]) await closed.close();
-    await settled('@lab', least);
+    await keeper.settled();
     lab.wire();
     const again = await open('netmap:veth0@lab');
     await conserves(lab, again, 100, { frames: FEW });
     await again.close();
-    await settled('@lab', least);
-    await keeper.close();
+    await keeper.end();
   });
 
   for (const name of ['netmap:veth0', 'netmap:veth0*']) {
@@ -227,9 +172,7 @@ describe('zero-copy monitors of interfaces', { skip: nicSkip() }, () => {
         const port = await open(`${name}@lab`);
         ports.push(port);
         await conserves(lab, port, 100, { frames: FEW });
-        const counter = new FrameCounter();
-        await receive(monitor, counter, 2 * FEW, { quietMs: 5000 });
-        assert.deepEqual([counter.frames, counter.wrong], [2 * FEW, 0]);
+        await shows(monitor, 2 * FEW);
         lab.here.ip('link', 'del', 'veth0');
         // It has it open still when the next one comes.
         await assert.rejects(port.wait(POLLIN, { timeoutMs: 5000 }), { code: 'ENODEV' });

@@ -185,6 +185,14 @@ export class NicLab {
     this.here.ip('link', 'set', 'br0', 'up');
   }
 
+  /** … and at the same bridge veth2, whose frames leave through veth0 as the host's own do, and the other way round. */
+  behindBridge(): void {
+    this.bridge();
+    this.here.ip('link', 'add', 'veth2', 'type', 'veth', 'peer', 'name', 'veth3');
+    this.here.ip('link', 'set', 'veth3', 'master', 'br0');
+    for (const end of ['veth2', 'veth3']) this.here.ip('link', 'set', end, 'addrgenmode', 'none', 'up');
+  }
+
   /** Frames that veth1's driver could not deliver to veth0. */
   lost(): number {
     const [link] = JSON.parse(this.there.ip('-j', '-s', 'link', 'show', 'veth1')) as [
@@ -223,8 +231,10 @@ export class NicLab {
     }
   }
 
-  async valeCtl(letter: 'a' | 'd' | 'h', name: string): Promise<void> {
-    const { connection } = await controlRequest(this.runDir, { op: 'vale-ctl', command: { letter, name } });
+  /** @param memId the @ID of the region, with -a and -h */
+  async valeCtl(letter: 'a' | 'd' | 'h', name: string, memId?: string): Promise<void> {
+    const command = { letter, name, ...(memId === undefined ? {} : { memId }) };
+    const { connection } = await controlRequest(this.runDir, { op: 'vale-ctl', command });
     closeFd(connection);
   }
 

@@ -17,12 +17,12 @@ export const WINDOW = 128;
 /** Longest time in which nothing arrives, ms. */
 const QUIET_MS = 10_000;
 
-/** Takes frames, pieces put together, until `frames` of ours are there or nothing comes for a while. */
+/** Takes frames, pieces put together, until `frames` of ours are there or nothing comes for a while. @param skip bytes of a header */
 export async function receive(
   port: NetmapPort,
   counter: FrameCounter,
   frames: number,
-  { sender, quietMs = QUIET_MS }: { sender?: Peer; quietMs?: number } = {},
+  { sender, quietMs = QUIET_MS, skip = 0 }: { sender?: Peer; quietMs?: number; skip?: number } = {},
 ): Promise<void> {
   const whole = new Uint8Array(65536);
   while (counter.frames < frames) {
@@ -35,7 +35,7 @@ export async function receive(
         whole.set(port.m.u8.subarray(ofs, ofs + ring.len(i)), length);
         length += ring.len(i);
         if ((ring.flags(i) & NS_MOREFRAG) === 0) {
-          counter.add(whole, length);
+          counter.add(whole.subarray(skip), length - skip);
           length = 0;
         }
         ring.head = ring.cur = ring.next(i);

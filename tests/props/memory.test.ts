@@ -99,7 +99,7 @@ class World {
     rebuildRings(
       m,
       port.registration,
-      others.map(({ registration, live }) => ({ m, registration, live })),
+      others.map(({ registration, live }) => ({ m, holdings: registration, live })),
     );
     const held = this.slots(port).map((slot) => this.bufIdx(slot));
     assert.deepEqual(new Set(held), new Set(this.ledger(port)), 'what it holds is what it will give back');

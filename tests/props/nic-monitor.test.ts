@@ -1,5 +1,5 @@
 /**
- * Zero-copy monitors of an interface's port, any mix of frames both ways, monitors that read, stop or die, and the death of
+ * Zero-copy monitors of an interface's port, its user's own or one of a switch, any mix of frames both ways, monitors that read, stop or die, and the death of
  * the port's user: the kernel never gets a buffer that somebody else has, and no frame is touched on its way (R5, R10, R19).
  */
 import { describe, it } from 'node:test';
@@ -44,23 +44,27 @@ function play(rig: NicRig, s: Step): void {
 }
 
 for (const [where, start] of STARTS) {
-  describe(`zero-copy monitors of an interface against a kernel, ${where}`, () => {
-    it('R10, R19: every buffer has one owner, the kernel or a slot; frames arrive and leave as they were', () => {
-      fc.assert(
-        fc.property(fc.array(step, { minLength: 5, maxLength: 100, size: 'max' }), (steps) => {
-          const rig = new NicRig(start);
-          let ok = false;
-          try {
-            for (const s of steps) play(rig, s);
-            rig.serve();
-            ok = true;
-          } finally {
-            if (ok) rig.close();
-            else rig.abandon();
-          }
-        }),
-        { numRuns: runs },
-      );
+  for (const [what, hosted] of [
+    ['an interface', false],
+    ['an interface in a switch', true],
+  ] as const)
+    describe(`zero-copy monitors of ${what} against a kernel, ${where}`, () => {
+      it('R10, R19: every buffer has one owner, the kernel or a slot; frames arrive and leave as they were', () => {
+        fc.assert(
+          fc.property(fc.array(step, { minLength: 5, maxLength: 100, size: 'max' }), (steps) => {
+            const rig = new NicRig(start, hosted);
+            let ok = false;
+            try {
+              for (const s of steps) play(rig, s);
+              rig.serve();
+              ok = true;
+            } finally {
+              if (ok) rig.close();
+              else rig.abandon();
+            }
+          }),
+          { numRuns: runs },
+        );
+      });
     });
-  });
 }

@@ -1,6 +1,7 @@
 /**
  * The port of an interface and a chain of zero-copy monitors in one region, with a kernel that the test plays: it has the
- * buffers of the fill ring, gives frames in any order of buffers, completes what was sent. Every buffer has one owner.
+ * buffers of the fill ring, gives frames in any order of buffers, completes what was sent. The port is its user's own, or one
+ * of a switch, where another port exchanges frames with it. Every buffer has one owner.
  */
 import assert from 'node:assert/strict';
 import {
@@ -19,13 +20,16 @@ import { Arena, ArenaSpace, heldBuffers, Region } from '../../src/memory/index.t
 import { XDP_PACKET_HEADROOM } from '../../src/os/index.ts';
 import type { PortMemory, Registration } from '../../src/ports/index.ts';
 import { allRings, createPort, createRegistration, ledgerOf, releasePorts } from '../../src/ports/index.ts';
-import { RigRing } from '../unit/datapath/rig.ts';
+import { BROADCAST, frame as frameTo, mac, RigRing } from '../unit/datapath/rig.ts';
 
 export const N = 8;
 const BUF_SIZE = 256;
 export const MONITORS = 2;
 const BUFFERS = (2 + 2 * MONITORS) * N;
 const RING_BYTES = 4096;
+const FRAME_BYTES = 60;
+/** Where a frame has its number, behind the addresses. */
+const NUMBER_AT = 16;
 const [PRODUCER, CONSUMER, DESC] = [0, 64, 192];
 
 type Ring = 'rx' | 'tx' | 'fill' | 'completion';
@@ -36,6 +40,13 @@ interface User {
   readonly tx: RigRing;
   readonly rx: RigRing;
   live: boolean;
+}
+
+/** A frame to everybody, with a number. */
+function frameBytes(n: number): Uint8Array {
+  const bytes = frameTo(BROADCAST, mac(1), FRAME_BYTES);
+  new DataView(bytes.buffer).setUint32(NUMBER_AT, n, true);
+  return bytes;
 }
 
 export class NicRig {
@@ -49,6 +60,8 @@ export class NicRig {
   readonly memory: PortMemory[] = [];
   readonly card: User;
   readonly monitors: User[];
+  /** In a switch: the region and the port at the other end. */
+  readonly #far: { readonly region: Region; readonly memory: PortMemory; readonly user: User } | undefined;
   readonly #at: Readonly<Record<Ring, number>>;
   /** Addresses of buffers in the kernel's hands, what it has been given, and what it was told. */
   #kernel = { owned: [] as number[], fill: 0, rx: 0, tx: 0, completion: 0 };
@@ -58,20 +71,34 @@ export class NicRig {
   #toSend: number[] = [];
   /** Frames that were read or sent, each of which the first monitor shows, or counts as lost. */
   #released = 0;
+  /** Frames that a switch had no room for in the card's ring. */
+  #dropped = 0;
 
-  constructor(start: number) {
+  /** @param hosted whether the interface's port is one of a switch */
+  constructor(start: number, hosted = false) {
     this.space = new ArenaSpace(this.arena, start);
     this.m = this.arena.m;
     this.dp = loadDatapath(this.arena.memory);
     this.domain = this.#pages(domainStruct.size);
-    this.dp.nicInit(this.domain);
+    if (hosted) this.dp.valeInit(this.domain);
+    else this.dp.nicInit(this.domain);
     const ports = 1 + MONITORS;
     const sizes = { interfaces: ports, rings: 2 * ports, slots: N, buffers: BUFFERS, bufSize: BUF_SIZE };
     this.region = new Region({ name: 'nic', ...sizes }, 1);
-    this.card = this.#user('netmap:x', (port) => assert.ok(this.dp.valeAttach(this.domain, port) >= 0));
+    const attach = (port: number): void => assert.ok(this.dp.valeAttach(this.domain, port) >= 0);
+    this.card = this.#user('x', attach);
     this.monitors = Array.from({ length: MONITORS }, (_, i) =>
-      this.#user(`netmap:x/z#${i}`, (port) => assert.equal(this.dp.monAttach(this.domain, port, MONITOR_ZCOPY), 0)),
+      this.#user(`x/z#${i}`, (port) => assert.equal(this.dp.monAttach(this.domain, port, MONITOR_ZCOPY), 0)),
     );
+    if (hosted) {
+      const region = new Region(
+        { name: 'far', interfaces: 1, rings: 2, slots: 4 * N, buffers: 8 * N, bufSize: BUF_SIZE },
+        2,
+      );
+      const user = this.#user('far', attach, region, 4 * N);
+      this.#far = { region, memory: this.memory.pop()!, user };
+      this.start(user);
+    }
     const rings = ['rx', 'tx', 'fill', 'completion'].map((ring) => [ring, this.#pages(RING_BYTES)]);
     this.#at = Object.fromEntries(rings) as Record<Ring, number>;
     this.queue = this.#pages(nic_queue.size);
@@ -91,14 +118,20 @@ export class NicRig {
     return ofs;
   }
 
-  #user(name: string, attach: (port: number) => void): User {
-    const shape = { txRings: 1, rxRings: 1, txSlots: N, rxSlots: N };
-    const memory = createPort(this.space, this.region, name, shape);
+  /** The card's rings that receive frames and send them. */
+  get #ways(): { readonly receives: RigRing; readonly sends: RigRing } {
+    const { tx, rx } = this.card;
+    return this.#far === undefined ? { receives: rx, sends: tx } : { receives: tx, sends: rx };
+  }
+
+  #user(name: string, attach: (port: number) => void, region = this.region, slots = N): User {
+    const shape = { txRings: 1, rxRings: 1, txSlots: slots, rxSlots: slots };
+    const memory = createPort(this.space, region, name, shape);
     this.memory.push(memory);
     const record = memory.ports[0]!;
     attach(record.port);
     const identity = { mac: [2, 0, 0, 0, 0, 1], vnetHdr: false };
-    const registration = createRegistration(this.space, this.region, record, record, identity, 4096);
+    const registration = createRegistration(this.space, region, record, record, identity, 4096);
     for (const window of registration.csbAddr) this.arena.mapAnonymous(window, 4096);
     for (const [i, ring] of allRings(registration).entries()) {
       kring.set.atok(this.m, ring.kring, registration.csbAddr[0] + i * nm_csb_atok.size);
@@ -125,7 +158,9 @@ export class NicRig {
       if (ring === 'rx' || ring === 'completion') set[`${ring}_consumer`](m, queue, at + CONSUMER);
       if (ring !== 'completion') set[`${ring}_desc`](m, queue, at + DESC);
     }
-    set.ledger(m, queue, card.registration.rxRings[0]!.ledger);
+    set.hosted(m, queue, this.#far === undefined ? 0 : 1);
+    const { txRings, rxRings } = card.registration;
+    set.ledger(m, queue, (this.#far === undefined ? rxRings : txRings)[0]!.ledger);
     this.dp.nicUp(this.domain, queue);
   }
 
@@ -140,6 +175,8 @@ export class NicRig {
   /** A user is gone, and has left anything in its slots; another one comes. */
   die(user: User, garbage: readonly number[]): void {
     const rings = [user.tx, user.rx];
+    // What the kernel has sent is taken back; of its own port, the last sync of the rings does that.
+    if (user === this.card && this.#far !== undefined) this.serve();
     for (const ring of rings) this.dp.krStop(ring.kr);
     if (user === this.card) {
       this.dp.nicDown(this.queue);
@@ -154,7 +191,9 @@ export class NicRig {
     rebuildRings(
       this.m,
       user.registration,
-      this.users.filter((other) => other !== user).map(({ registration, live }) => ({ m: this.m, registration, live })),
+      this.users
+        .filter((other) => other !== user)
+        .map(({ registration, live }) => ({ m: this.m, holdings: registration, live })),
     );
     for (const ring of rings) assert.equal(this.dp.krReset(ring.kr), 0);
     if (user === this.card) this.up();
@@ -184,11 +223,11 @@ export class NicRig {
     if (kernel.owned.length === 0) return;
     const [address] = kernel.owned.splice(which % kernel.owned.length, 1);
     const frame = ++this.#frames;
-    this.m.u32[(this.card.registration.regionAddr + address!) >>> 2] = frame;
+    this.m.u8.set(frameBytes(frame), this.card.registration.regionAddr + address!);
     const desc = DESC + 16 * (kernel.rx++ % N);
     this.#store('rx', desc, address!);
     this.#store('rx', desc + 4, 0);
-    this.#store('rx', desc + 8, 60);
+    this.#store('rx', desc + 8, FRAME_BYTES);
     this.#store('rx', desc + 12, 0);
     this.#store('rx', PRODUCER, kernel.rx);
     this.#toRead.push(frame);
@@ -199,19 +238,30 @@ export class NicRig {
     const kernel = this.#kernel;
     for (let i = 0; i < count && kernel.completion !== this.#word('tx', PRODUCER); i++) {
       const address = this.#word('tx', DESC + 16 * (kernel.completion++ % N));
-      const frame = this.m.u32[(this.card.registration.regionAddr + address) >>> 2];
+      const frame = this.#number(this.card.registration.regionAddr + address);
+      // A switch drops what its receiver has no room for.
+      if (this.#far !== undefined) while (this.#toSend.length > 0 && this.#toSend[0] !== frame) this.#drop();
       assert.equal(frame, this.#toSend.shift(), 'what is sent is what was to be sent');
       this.#released++;
     }
     this.#store('completion', PRODUCER, kernel.completion);
   }
 
-  /** The card's user sends. */
+  #drop(): void {
+    this.#toSend.shift();
+    this.#dropped++;
+  }
+
+  #number(address: number): number {
+    return this.m.u32[(address + NUMBER_AT) >>> 2]!;
+  }
+
+  /** The card's user sends, or whoever is at the switch. */
   send(count: number): void {
-    const { tx } = this.card;
+    const { tx } = this.#far?.user ?? this.card;
     for (let i = 0; i < count && tx.avail > 0; i++) {
       const frame = ++this.#frames;
-      tx.put(new Uint8Array(Uint32Array.of(frame).buffer), 0, 60);
+      tx.put(frameBytes(frame));
       this.#toSend.push(frame);
     }
     tx.publish();
@@ -219,9 +269,9 @@ export class NicRig {
 
   /** … reads and releases. */
   read(count: number): void {
-    const { rx } = this.card;
+    const { rx } = this.#far?.user ?? this.card;
     for (let i = 0; i < count && rx.avail > 0; i++) {
-      assert.equal(this.m.u32[rx.buf(rx.head) >>> 2], this.#toRead.shift(), 'what is read is what arrived');
+      assert.equal(this.#number(rx.buf(rx.head)), this.#toRead.shift(), 'what is read is what arrived');
       rx.head = rx.next(rx.head);
       this.#released++;
     }
@@ -231,7 +281,7 @@ export class NicRig {
   /** A monitor's user reads and releases: frames with a number, each once. */
   watch({ rx }: User, count: number): void {
     for (let i = 0; i < count && rx.avail > 0; i++) {
-      const frame = this.m.u32[rx.buf(rx.head) >>> 2]!;
+      const frame = this.#number(rx.buf(rx.head));
       assert.ok(frame > 0 && frame <= this.#frames);
       rx.head = rx.next(rx.head);
     }
@@ -239,7 +289,8 @@ export class NicRig {
   }
 
   serve(): void {
-    while (this.dp.serve(this.domain) > 0);
+    // In a switch, who receives keeps up.
+    while (this.dp.serve(this.domain) > 0) if (this.#far !== undefined) this.read(4 * N);
     this.check();
   }
 
@@ -254,19 +305,25 @@ export class NicRig {
       kernel.push(this.#word('rx', DESC + 16 * (i % N)));
     }
     const all = (ring: RigRing): number[] => Array.from({ length: N }, (_, i) => ring.bufIdx(i));
+    const { receives, sends } = this.#ways;
+    const [from, to] =
+      this.#far === undefined
+        ? [kring.get.hwcur(m, receives.kr), kring.get.hwtail(m, receives.kr)]
+        : [nic_queue.get.refilled(m, this.queue), nic_queue.get.tx_head(m, this.queue)];
     const unread: number[] = [];
-    const { rx } = card;
-    for (let i = kring.get.hwcur(m, rx.kr); i !== kring.get.hwtail(m, rx.kr); i = rx.next(i)) unread.push(rx.bufIdx(i));
+    for (let i = from; i !== to; i = receives.next(i)) unread.push(receives.bufIdx(i));
     const received = [...unread, ...kernel.map(idx)];
     const sorted = (list: readonly number[]): number[] => list.toSorted((a, b) => a - b);
-    assert.deepEqual(sorted(heldBuffers(m, rx.kr)), sorted(received), 'what the kernel has is known');
+    assert.deepEqual(sorted(heldBuffers(m, receives.kr)), sorted(received), 'what the kernel has is known');
     const everywhere = [
       ...received,
-      ...all(card.tx),
+      ...all(sends),
       ...this.monitors.flatMap((user) => [...all(user.tx), ...all(user.rx)]),
     ];
     const existing = Array.from({ length: BUFFERS }, (_, i) => NETMAP_FIRST_BUF + i);
     assert.deepEqual(sorted(everywhere), existing, 'every buffer has one owner');
+    const dropped = this.#dropped <= (this.#far === undefined ? 0 : card.rx.count('drop_full'));
+    assert.ok(dropped, 'what is not sent was counted');
     const first = this.monitors[0]!.rx;
     assert.equal(first.count('packets') + first.count('drop_full'), this.#released, 'every frame is shown, or counted');
   }
@@ -279,12 +336,14 @@ export class NicRig {
     const ledgers = this.users.flatMap((user) => allRings(user.registration).flatMap((ring) => ledgerOf(this.m, ring)));
     assert.equal(new Set(ledgers).size, BUFFERS);
     for (const memory of this.memory) releasePorts(this.space, this.region, memory);
+    if (this.#far !== undefined) releasePorts(this.space, this.#far.region, this.#far.memory);
     assert.equal(this.region.free.buffers, BUFFERS);
     this.abandon();
   }
 
   abandon(): void {
     this.region.close();
+    this.#far?.region.close();
     this.arena.unmap(0, this.arena.bytes);
   }
 }

@@ -138,7 +138,7 @@ export class Chain {
     rebuildRings(
       this.m,
       end.registration,
-      others.map(({ registration, live }) => ({ m: this.m, registration, live })),
+      others.map(({ registration, live }) => ({ m: this.m, holdings: registration, live })),
     );
     for (const k of krings) assert.equal(this.dp.krReset(k), 0);
     // What waited for it still waits where its buffer is nobody else's.

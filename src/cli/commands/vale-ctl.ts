@@ -21,6 +21,7 @@ export function valeCtlCommand(): Command {
     ['ptnet pkt-gen -i netmap:v0 -f rx', 'use it'],
     ['ptnet vale-ctl -d vale0:v0 && ptnet vale-ctl -r v0', 'detach and remove it'],
     ['ptnet vale-ctl -a vale0:eth1', 'make a network card a port of a switch (docs/nics.md)'],
+    ['ptnet vale-ctl -a vale0:eth1 -m lab', 'the same in the region @lab, for zero-copy monitors (docs/monitors.md)'],
   ])
     .option('-g <port>', 'show the shape and the region of a port')
     .option('-a <valeSSS:interface>', 'attach a persistent port, or an interface of the host, to a switch')
@@ -29,7 +30,7 @@ export function valeCtlCommand(): Command {
     .option('-r <interface>', 'remove it')
     .option('-l [valeSSS:PPP]', 'show the numbers of a switch and a port')
     .option('-C <shape>', 'with -n: slots and rings, TX_SLOTS[,RX_SLOTS[,TX_RINGS[,RX_RINGS]]]')
-    .option('-m <id>', 'with -n: the memory region (@ID); without it the port has its own')
+    .option('-m <id>', 'with -n, -a, -h: the memory region (@ID); without it a port has its own')
     .option('-h <valeSSS:interface>', "attach an interface of the host, and the host's stack behind it")
     .option('-p <valeSSS:interface>', 'refused: the daemon decides itself when it polls')
     .option('-P <valeSSS:interface>', 'refused: likewise')
@@ -60,15 +61,16 @@ export function parseValeCtl(flags: Flags): ValeCtlCommand {
   const letters = (['g', 'a', 'h', 'd', 'n', 'r', 'l'] as const).filter((letter) => flags[letter] !== undefined);
   if (letters.length > 1) throw new UsageError(`only one of ${letters.map((l) => `-${l}`).join(', ')} at a time`);
   const letter = letters[0] ?? 'l';
-  if (letter !== 'n' && (flags.C !== undefined || flags.m !== undefined)) throw new UsageError('-C and -m go with -n');
+  if (letter !== 'n' && flags.C !== undefined) throw new UsageError('-C goes with -n');
+  if (!'nah'.includes(letter) && flags.m !== undefined) throw new UsageError('-m goes with -n, -a and -h');
   if (letter === 'l') return { letter, ...(typeof flags.l === 'string' ? { name: switchPort('-l', flags.l) } : {}) };
   const name = flags[letter]!;
   if (letter === 'g') return { letter, name: name.includes(':') ? portName(name) : interfaceName('-g', name) };
   if (letter === 'r') return { letter, name: interfaceName('-r', name) };
-  if (letter !== 'n') return { letter, name: switchPort(`-${letter}`, name) };
+  const memId = flags.m === undefined ? {} : { memId: flags.m };
+  if (letter !== 'n') return { letter, name: switchPort(`-${letter}`, name, flags.m), ...memId };
   interfaceName('-n', name, flags.m);
   if (flags.C !== undefined) parseRingConfig(flags.C);
-  const memId = flags.m === undefined ? {} : { memId: flags.m };
   return { letter, name, ...(flags.C === undefined ? {} : { config: flags.C }), ...memId };
 }
 

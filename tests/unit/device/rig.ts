@@ -237,7 +237,7 @@ export class DeviceRig {
       rings,
       {
         neighbours: () =>
-          this.ports.filter((p) => p.device !== device && p.region === region).map((p) => p.device.asNeighbour),
+          this.ports.filter((p) => p.device !== device && p.region === region).map((p) => p.device.tenant.asNeighbour),
         inTurn: (rebuild) => (this.#rebuilt = this.#rebuilt.then(rebuild, rebuild)),
         warn: (message) => void warnings.push(message),
         changed: (state) => void states.push(state),

@@ -103,6 +103,13 @@ test('what cannot be is refused with its reason', async () => {
   await assert.rejects(ctl({ letter: 'n', name: 'a:b' }), /port name/);
   await assert.rejects(ctl({ letter: 'n', name: 'x', config: '5,x' }), /\^/);
   await assert.rejects(ctl({ letter: 'd', name: 'vale1:none' }), { code: 'ENOENT' });
+  await assert.rejects(ctl({ letter: 'a', name: 'vale1:x@lab' }), /valeSSS:INTERFACE/);
+  await assert.rejects(ctl({ letter: 'n', name: 'x', memId: 'a/z' }), /-m a\/z: not the name of a region/);
+  await ctl({ letter: 'n', name: 'mem', memId: 'lab' });
+  await assert.rejects(ctl({ letter: 'a', name: 'vale1:mem', memId: 'other' }), /it has its memory already \(@lab\)/);
+  await ctl({ letter: 'a', name: 'vale1:mem', memId: 'lab' });
+  await ctl({ letter: 'd', name: 'vale1:mem' });
+  await ctl({ letter: 'r', name: 'mem' });
   const a = await lab.open('vale1:eph');
   await assert.rejects(ctl({ letter: 'd', name: 'vale1:eph' }), /goes with them/);
   await lab.close(a);
@@ -159,5 +166,10 @@ test('the command’s letters', () => {
   assert.throws(() => parseValeCtl({ a: 'x', d: 'y' }), /only one of -a, -d/);
   assert.deepEqual(parseValeCtl({ h: 'vale0:eth0' }), { letter: 'h', name: 'vale0:eth0' });
   assert.throws(() => parseValeCtl({ p: 'x' }), /when it polls/);
-  assert.throws(() => parseValeCtl({ r: 'x', C: '5' }), /go with -n/);
+  for (const letter of ['a', 'h'] as const) {
+    const name = 'vale0:eth0';
+    assert.deepEqual(parseValeCtl({ [letter]: name, m: 'lab' }), { letter, name, memId: 'lab' });
+  }
+  assert.throws(() => parseValeCtl({ r: 'x', C: '5' }), /-C goes with -n/);
+  assert.throws(() => parseValeCtl({ d: 'x', m: '5' }), /-m goes with -n, -a and -h/);
 });
