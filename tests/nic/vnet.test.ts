@@ -14,9 +14,12 @@ import { conserves, long, send, WINDOW } from './nic-traffic.ts';
 const httpPeer = fileURLToPath(new URL('../stack/http-peer.js', import.meta.url));
 const FILE = long ? 2 ** 28 : 2 ** 23;
 
-/** Segments and checksums that the kernel refused, in a namespace. */
+/**
+ * Packets that the kernel refused for their checksums or headers, in a namespace. (TcpInErrs counts more: a SYN that was
+ * sent again, too.)
+ */
 async function badSums(ns: Namespace): Promise<number> {
-  const { text } = await ns.run('nstat', ['-az', 'TcpInErrs', 'TcpInCsumErrors', 'IpInHdrErrors']);
+  const { text } = await ns.run('nstat', ['-az', 'TcpInCsumErrors', 'UdpInCsumErrors', 'IpInHdrErrors']);
   return [...text.matchAll(/^\w+Err\w*\s+(\d+)/gm)].reduce((sum, [, n]) => sum + Number(n), 0);
 }
 
