@@ -4,9 +4,12 @@
  * as without them, no buffer is lost or in two hands, whoever goes in traffic.
  */
 import assert from 'node:assert/strict';
+import { chmodSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { listDaemon, type NetmapPort, openDevice, openPort } from '../../src/api/index.ts';
+import { asUser } from '../unit/host/as-user.ts';
 import { FrameCounter } from './nic-frames.ts';
 import {
   buffers,
@@ -192,6 +195,26 @@ describe('zero-copy monitors of interfaces in a switch', { skip: nicSkip() }, ()
       await keeper.end();
     });
   }
+
+  it('R21: whose configuration names both monitor and region may watch so, and nobody else', async () => {
+    await lab.end();
+    chmodSync(dirname(lab.runDir), 0o711);
+    const users = {
+      60001: { ports: ['vale0:veth0/z', '@lab'] },
+      60002: { ports: ['vale0:veth0/z'] },
+      60003: { ports: ['vale0:*', '@lab'] },
+    };
+    await lab.start({ regions, users });
+    await lab.valeCtl('a', 'vale0:veth0', 'lab');
+    const asked = async (uid: number): Promise<string> => {
+      const { reply, error } = await asUser(uid, lab.runDir, { op: 'open', port: 'vale0:veth0/z' });
+      return reply ?? error!;
+    };
+    assert.match(await asked(60001), /"ok":true/);
+    assert.match(await asked(60002), /let the user open \\"@lab\\".*"errno":"EPERM"/);
+    assert.match(await asked(60003), /let the user open \\"vale0:veth0\/z\\".*"errno":"EPERM"/);
+    await lab.valeCtl('d', 'vale0:veth0');
+  });
 
   it('a VM’s monitor waits for an interface, and sees it again when it was detached and is back', async () => {
     await lab.end();
