@@ -28,7 +28,19 @@ const step = fc.oneof(
     }),
   },
 );
-type Step = typeof step extends fc.Arbitrary<infer T> ? T : never;
+const scribble = fc.record({
+  op: fc.constant('scribble' as const),
+  tx: fc.boolean(),
+  slot: fc.nat(N - 1),
+  word: fc.oneof(
+    fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }),
+    // Somebody's buffer, with a length that is one.
+    fc.nat(8 * N).map((idx) => BigInt(idx) | (60n << 32n)),
+  ),
+});
+type Step =
+  | (typeof step extends fc.Arbitrary<infer T> ? T : never)
+  | (typeof scribble extends fc.Arbitrary<infer T> ? T : never);
 
 function play(rig: NicRig, s: Step): void {
   if (s.op === 'arrive') rig.arrive(s.which);
@@ -37,34 +49,50 @@ function play(rig: NicRig, s: Step): void {
   else if (s.op === 'complete') rig.complete(s.count);
   else if (s.op === 'watch') rig.watch(rig.monitors[s.monitor]!, s.count);
   else if (s.op === 'serve') rig.serve();
+  else if (s.op === 'scribble') rig.scribble(s.tx, s.slot, s.word);
   else {
     rig.die(rig.users[s.who]!, s.garbage);
     rig.serve();
   }
 }
 
+function playAll(start: number, hosted: boolean, steps: readonly Step[]): void {
+  const rig = new NicRig(start, hosted);
+  let ok = false;
+  try {
+    for (const s of steps) play(rig, s);
+    rig.serve();
+    ok = true;
+  } finally {
+    if (ok) rig.close();
+    else rig.abandon();
+  }
+}
+
+const many = <T>(one: fc.Arbitrary<T>): fc.Arbitrary<T[]> =>
+  fc.array(one, { minLength: 5, maxLength: 100, size: 'max' });
+const ports = [
+  ['an interface', false],
+  ['an interface in a switch', true],
+] as const;
+
 for (const [where, start] of STARTS) {
-  for (const [what, hosted] of [
-    ['an interface', false],
-    ['an interface in a switch', true],
-  ] as const)
+  for (const [what, hosted] of ports) {
     describe(`zero-copy monitors of ${what} against a kernel, ${where}`, () => {
       it('R10, R19: every buffer has one owner, the kernel or a slot; frames arrive and leave as they were', () => {
         fc.assert(
-          fc.property(fc.array(step, { minLength: 5, maxLength: 100, size: 'max' }), (steps) => {
-            const rig = new NicRig(start, hosted);
-            let ok = false;
-            try {
-              for (const s of steps) play(rig, s);
-              rig.serve();
-              ok = true;
-            } finally {
-              if (ok) rig.close();
-              else rig.abandon();
-            }
-          }),
+          fc.property(many(step), (steps) => playAll(start, hosted, steps)),
+          { numRuns: runs },
+        );
+      });
+
+      it('R5, R19: whatever is written into its slots, the kernel gets only buffers, and all are back in the end', () => {
+        const any = fc.oneof({ weight: 4, arbitrary: step }, { weight: 1, arbitrary: scribble });
+        fc.assert(
+          fc.property(many(any), (steps) => playAll(start, hosted, steps)),
           { numRuns: runs },
         );
       });
     });
+  }
 }

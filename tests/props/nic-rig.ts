@@ -26,6 +26,7 @@ export const N = 8;
 const BUF_SIZE = 256;
 export const MONITORS = 2;
 const BUFFERS = (2 + 2 * MONITORS) * N;
+const EXISTING = NETMAP_FIRST_BUF + BUFFERS;
 const RING_BYTES = 4096;
 const FRAME_BYTES = 60;
 /** Where a frame has its number, behind the addresses. */
@@ -73,6 +74,8 @@ export class NicRig {
   #released = 0;
   /** Frames that a switch had no room for in the card's ring. */
   #dropped = 0;
+  /** Whether somebody wrote into others' slots: what is where, and what frames say, is anything then. */
+  #spoiled = false;
 
   /** @param hosted whether the interface's port is one of a switch */
   constructor(start: number, hosted = false) {
@@ -239,6 +242,7 @@ export class NicRig {
     for (let i = 0; i < count && kernel.completion !== this.#word('tx', PRODUCER); i++) {
       const address = this.#word('tx', DESC + 16 * (kernel.completion++ % N));
       const frame = this.#number(this.card.registration.regionAddr + address);
+      if (this.#spoiled) continue;
       // A switch drops what its receiver has no room for.
       if (this.#far !== undefined) while (this.#toSend.length > 0 && this.#toSend[0] !== frame) this.#drop();
       assert.equal(frame, this.#toSend.shift(), 'what is sent is what was to be sent');
@@ -260,6 +264,8 @@ export class NicRig {
   send(count: number): void {
     const { tx } = this.#far?.user ?? this.card;
     for (let i = 0; i < count && tx.avail > 0; i++) {
+      // What others wrote there is no buffer.
+      if (tx.bufIdx(tx.head) >= tx.count('num_bufs')) break;
       const frame = ++this.#frames;
       tx.put(frameBytes(frame));
       this.#toSend.push(frame);
@@ -271,7 +277,8 @@ export class NicRig {
   read(count: number): void {
     const { rx } = this.#far?.user ?? this.card;
     for (let i = 0; i < count && rx.avail > 0; i++) {
-      assert.equal(this.#number(rx.buf(rx.head)), this.#toRead.shift(), 'what is read is what arrived');
+      const arrived = this.#toRead.shift();
+      if (!this.#spoiled) assert.equal(this.#number(rx.buf(rx.head)), arrived, 'what is read is what arrived');
       rx.head = rx.next(rx.head);
       this.#released++;
     }
@@ -281,11 +288,17 @@ export class NicRig {
   /** A monitor's user reads and releases: frames with a number, each once. */
   watch({ rx }: User, count: number): void {
     for (let i = 0; i < count && rx.avail > 0; i++) {
-      const frame = this.#number(rx.buf(rx.head));
+      const frame = this.#spoiled ? 1 : this.#number(rx.buf(rx.head));
       assert.ok(frame > 0 && frame <= this.#frames);
       rx.head = rx.next(rx.head);
     }
     rx.publish();
+  }
+
+  /** Somebody who has the region writes into a slot of the card. */
+  scribble(tx: boolean, slot: number, word: bigint): void {
+    this.#spoiled = true;
+    this.m.u64[(tx ? this.card.tx : this.card.rx).slot(slot) / 8] = word;
   }
 
   serve(): void {
@@ -294,16 +307,39 @@ export class NicRig {
     this.check();
   }
 
-  /** Every buffer is in one place, and the host knows which. */
   check(): void {
-    const { card, m } = this;
+    const given = this.#given();
+    for (let i = this.#kernel.completion; i !== this.#word('tx', PRODUCER); i++) {
+      given.push(this.#idx(this.#word('tx', DESC + 16 * (i % N))));
+    }
+    const ours = given.every((idx) => Number.isInteger(idx) && idx >= NETMAP_FIRST_BUF && idx < EXISTING);
+    assert.ok(ours, 'the kernel has buffers of the region');
+    if (this.#spoiled) return;
+    this.#checkOwners();
+    const dropped = this.#dropped <= (this.#far === undefined ? 0 : this.card.rx.count('drop_full'));
+    assert.ok(dropped, 'what is not sent was counted');
+    const first = this.monitors[0]!.rx;
+    assert.equal(first.count('packets') + first.count('drop_full'), this.#released, 'every frame is shown, or counted');
+  }
+
+  #idx(address: number): number {
+    const { registration, rx } = this.card;
+    return (address + registration.regionAddr - rx.bufBase) / rx.bufSize;
+  }
+
+  /** Buffers that the kernel has to receive into, or has received into. */
+  #given(): number[] {
     this.#takeFill();
-    const idx = (address: number): number =>
-      (address + card.registration.regionAddr - card.rx.bufBase) / card.rx.bufSize;
     const kernel = [...this.#kernel.owned];
-    for (let i = nic_queue.get.rx_cons(m, this.queue); i !== this.#kernel.rx; i++) {
+    for (let i = nic_queue.get.rx_cons(this.m, this.queue); i !== this.#kernel.rx; i++) {
       kernel.push(this.#word('rx', DESC + 16 * (i % N)));
     }
+    return kernel.map((address) => this.#idx(address));
+  }
+
+  /** Every buffer is in one place, and the host knows which. */
+  #checkOwners(): void {
+    const { m } = this;
     const all = (ring: RigRing): number[] => Array.from({ length: N }, (_, i) => ring.bufIdx(i));
     const { receives, sends } = this.#ways;
     const [from, to] =
@@ -312,7 +348,7 @@ export class NicRig {
         : [nic_queue.get.refilled(m, this.queue), nic_queue.get.tx_head(m, this.queue)];
     const unread: number[] = [];
     for (let i = from; i !== to; i = receives.next(i)) unread.push(receives.bufIdx(i));
-    const received = [...unread, ...kernel.map(idx)];
+    const received = [...unread, ...this.#given()];
     const sorted = (list: readonly number[]): number[] => list.toSorted((a, b) => a - b);
     assert.deepEqual(sorted(heldBuffers(m, receives.kr)), sorted(received), 'what the kernel has is known');
     const everywhere = [
@@ -322,16 +358,12 @@ export class NicRig {
     ];
     const existing = Array.from({ length: BUFFERS }, (_, i) => NETMAP_FIRST_BUF + i);
     assert.deepEqual(sorted(everywhere), existing, 'every buffer has one owner');
-    const dropped = this.#dropped <= (this.#far === undefined ? 0 : card.rx.count('drop_full'));
-    assert.ok(dropped, 'what is not sent was counted');
-    const first = this.monitors[0]!.rx;
-    assert.equal(first.count('packets') + first.count('drop_full'), this.#released, 'every frame is shown, or counted');
   }
 
   /** Everyone leaves: all buffers are given back, each once. */
   close(): void {
     for (const user of this.users) this.die(user, []);
-    this.check();
+    this.#checkOwners();
     this.dp.nicDown(this.queue);
     const ledgers = this.users.flatMap((user) => allRings(user.registration).flatMap((ring) => ledgerOf(this.m, ring)));
     assert.equal(new Set(ledgers).size, BUFFERS);
