@@ -281,6 +281,8 @@ export const domain = struct('domain', 128 * 1024, {
   num_tx_polled: [40, 'u32'],
   /** Where in tx_running the next turn goes on looking at parked rings. */
   sweep: [44, 'u32'],
+  /** A switch: an rx ring that had no room for a packet, 0: none. Read and set to 0 by the loop (kloop.ts). */
+  full: [48, 'u32'],
   /** Ports by port_id; 0 where there is none. */
   ports: [64, 'bytes', 4 * NM_BDG_MAXPORTS],
   /** Attached ports, in no order. */

@@ -13,6 +13,7 @@ import {
   domain_active,
   domain_dirty,
   domain_ft,
+  domain_full,
   domain_num_active,
   domain_num_dirty,
   domain_num_ft,
@@ -194,6 +195,7 @@ function deliverTo(d: usize, port: usize, ring: u32, me: u32, dst: u64, ft: usiz
     used = deliverOffload(d, kr, ft, tail, space, hdr, dstHdr);
   } else if (frags > space) {
     bump(kr + kring_drop_full, 1);
+    store<u32>(d, <u32>kr, domain_full);
   } else {
     if (frags == 1) {
       // As far as there is room and the ring does not wrap.

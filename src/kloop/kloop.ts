@@ -6,11 +6,20 @@
  * Owner of everything host-private in its arena's domains. Nothing here allocates once traffic flows.
  */
 import type { Views } from '../abi/index.ts';
-import { DOMAIN_NIC, DOMAIN_NULL, DOMAIN_PIPE, kring, nm_csb_atok, port as portLayout } from '../abi/index.ts';
+import {
+  DOMAIN_NIC,
+  DOMAIN_NULL,
+  DOMAIN_PIPE,
+  domain as domainLayout,
+  kring,
+  nm_csb_atok,
+  port as portLayout,
+} from '../abi/index.ts';
 import { type Arena, heldBuffers } from '../memory/index.ts';
 import { closeFd, Epoll, EPOLLET, EPOLLIN, errno, eventfd, eventfdSignal, Spin } from '../os/index.ts';
 import type { Command, CommandResult, RingStart } from './commands.ts';
 import { CTL, NO_BUFFER } from './commands.ts';
+import { Courtesy } from './courtesy.ts';
 import type { Datapath } from './datapath.ts';
 import { drainSignals } from './datapath.ts';
 import { NicQueues } from './nic-queues.ts';
@@ -66,8 +75,10 @@ export class Kloop {
   #ended = false;
   #armed = false;
   readonly #spin = new Spin(SPIN_ALONE_US);
+  readonly #courtesy: Courtesy;
 
-  constructor(arena: Arena, datapath: Datapath, ctl: Int32Array, hooks: KloopHooks) {
+  constructor(arena: Arena, datapath: Datapath, ctl: Int32Array, hooks: KloopHooks, courtesy = new Courtesy()) {
+    this.#courtesy = courtesy;
     this.#m = arena.m;
     this.#datapath = datapath;
     this.#ctl = ctl;
@@ -129,6 +140,7 @@ export class Kloop {
         if (moved === 0 || this.#heldSlots >= HOLD_SLOTS || nowUs() - this.#heldSince >= HOLD_US) this.#releaseHeld();
       }
       if (moved > 0) {
+        this.#giveWay();
         if (idleSince !== 0) this.#spin.paid();
         idleSince = 0;
         continue;
@@ -338,6 +350,21 @@ export class Kloop {
     }
     return this.#nics.any && this.#nics.due;
   }
+
+  /** Gives way to a receiver whose ring had no room in this turn, or as a sender was stopped before it. */
+  #giveWay(): void {
+    for (const { address } of this.#domains) {
+      const full = domainLayout.get.full(this.#m, address);
+      if (full === 0) continue;
+      domainLayout.set.full(this.#m, address, 0);
+      if (this.#running.has(full)) this.#courtesy.giveWay(full, this.#taken);
+    }
+  }
+
+  /** Whether the user of a running ring has moved its head since it was looked at. */
+  readonly #taken = (k: number): boolean =>
+    Atomics.load(this.#m.i32, (kring.get.atok(this.#m, k) + nm_csb_atok.ofs.head) >>> 2) !==
+    kring.get.rhead(this.#m, k);
 
   /** Sleeps until a kick, the doorbell or SLEEP_MS. Returns the µs slept. */
   #sleep(): number {

@@ -16,7 +16,7 @@ import {
 } from '../../../src/abi/index.ts';
 import type { PtnetConfig, PtnetState, RingControl } from '../../../src/device/index.ts';
 import { MemdevDevice, PtnetDevice } from '../../../src/device/index.ts';
-import { askHeld, type Command, CTL, Kloop } from '../../../src/kloop/index.ts';
+import { askHeld, type Command, Courtesy, CTL, Kloop, type KloopHooks } from '../../../src/kloop/index.ts';
 import { type Datapath, loadDatapath } from '../../../src/kloop/datapath.ts';
 import { Arena, ArenaSpace, Region } from '../../../src/memory/index.ts';
 import { closeFd, F_SEAL_GROW, F_SEAL_SHRINK, memfd, socketPair } from '../../../src/os/index.ts';
@@ -160,6 +160,8 @@ export class DeviceRig {
   hold: ReadonlySet<Command['op']> = new Set();
   /** What `Kloop.run` calls when CTL.MAIL is set. */
   takeMail: () => void = () => undefined;
+  /** What happens while `Kloop.run` yields to a receiver whose ring is full. */
+  givenWay: () => void = () => undefined;
   readonly #held: (() => void)[] = [];
   #rebuilt: Promise<void> = Promise.resolve();
   readonly #connections: ServerConnection[] = [];
@@ -167,12 +169,17 @@ export class DeviceRig {
 
   constructor() {
     this.datapath = { ...loadDatapath(this.arena.memory) };
-    this.kloop = new Kloop(this.arena, this.datapath, this.ctl, {
+    const hooks: KloopHooks = {
       takeMail: () => this.takeMail(),
       onNic: () => undefined,
       onTrap: (_domain, error) => void this.traps.push(error),
       onUnwatched: () => undefined,
-    });
+    };
+    const courtesy = new Courtesy(
+      () => true,
+      () => this.givenWay(),
+    );
+    this.kloop = new Kloop(this.arena, this.datapath, this.ctl, hooks, courtesy);
     this.domain = this.space.alloc(domain.size);
     this.arena.mapAnonymous(this.domain, domain.size);
     this.kloop.execute({ op: 'domain-add', domain: this.domain });

@@ -306,3 +306,59 @@ test('R7: a ring with a bad head is put right once and lets the thread sleep unt
     assert.equal(rig.kloop.turn(), 4);
     assert.ok(eventfdSignal(rig.kloop.doorbell) === 0);
   }));
+
+test('R8, R10: a receiver that never takes its frames costs another one none, and the thread a few yields; one that waits for the CPU gets it', async (t) => {
+  const turns = 500;
+  const batch = 8;
+  /** A floods B, which takes all at once, and C, which takes all it has only while the thread gives way to it, or nothing. */
+  const flood = async (takes: boolean): Promise<{ yields: number; b: number; c: number }> => {
+    let yields = 0;
+    let received: number[] = [];
+    await withRig(async (rig) => {
+      const [a, b, c] = [await running(rig), await running(rig), await running(rig)];
+      const take = (p: Running): void => p.guest.setHead(1, p.guest.hwtail(1));
+      // A clock of the test's own, 1 µs on whenever it is read.
+      let ms = 0;
+      t.mock.method(performance, 'now', () => (ms += 0.001));
+      rig.givenWay = () => {
+        yields++;
+        if (takes) take(c);
+      };
+      const { serve } = rig.datapath;
+      let turn = 0;
+      rig.datapath.serve = (d) => {
+        a.guest.setHead(0, (turn++ * batch) % 32);
+        take(b);
+        return serve(d);
+      };
+      runUntil(rig, () => turn > turns);
+      received = [b, c].map((p) => Number(kring.get.packets(rig.arena.m, p.registration.rxRings[0]!.kring)));
+    });
+    return { yields, b: received[0]!, c: received[1]! };
+  };
+  const never = await flood(false);
+  assert.deepEqual([never.b, never.c], [turns * batch, 31]);
+  assert.ok(never.yields >= 1 && never.yields <= 10, `${never.yields} yields`);
+  const waits = await flood(true);
+  assert.equal(waits.b, turns * batch);
+  assert.ok(waits.yields > never.yields, `${waits.yields} yields`);
+  assert.ok(waits.c >= 31 * waits.yields, `${waits.c} frames by ${waits.yields} yields`);
+});
+
+test('R2: a ring that a stopped sender filled and that was stopped since is not looked at: its CSB may be gone', () =>
+  withRig(async (rig) => {
+    const [a, b, c] = [await running(rig), await running(rig), await running(rig)];
+    rig.givenWay = () => assert.fail('gave way to a stopped ring');
+    await c.guest.destroy();
+    a.guest.setHead(0, 31);
+    rig.kloop.turn();
+    a.guest.setHead(0, 5);
+    await a.guest.destroy();
+    await b.guest.destroy();
+    c.guest.prepare();
+    assert.equal(await c.guest.create(), 0);
+    c.guest.setHead(0, 3);
+    runUntil(rig, () => true);
+    const dropped = kring.get.drop_full(rig.arena.m, b.registration.rxRings[0]!.kring);
+    assert.equal(dropped, 6n);
+  }));
