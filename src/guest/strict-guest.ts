@@ -54,7 +54,7 @@ export interface StrictGuestOptions {
 const PTNET_MAX_PKT_SIZE = 65536;
 
 /** How long an interrupt may be late behind hwtail, on a busy machine. */
-const LATE_MS = 2000;
+const LATE_MS = 20_000;
 
 /** Registers that both drivers read again whenever the interface goes up (nm_config). */
 const CONFIG_REGISTERS = ['NUM_TX_RINGS', 'NUM_RX_RINGS', 'NUM_TX_SLOTS', 'NUM_RX_SLOTS'] as const;

@@ -27,6 +27,7 @@ import { valeCtlRequest } from './vale-ctl-request.ts';
 
 /** Longest orderly end; then the process is ended as it is (R20). */
 const END_MS = 2000;
+const END_STEP_MS = 100;
 /** Most extra buffers of an open. */
 const MAX_EXTRA_BUFS = 65536;
 /** DMA_MAPs of a local process, each of which makes the daemon hold a descriptor. Our driver needs one. */
@@ -82,7 +83,7 @@ export class Daemon {
     } catch (e) {
       const late = daemon.#late(1);
       await daemon.#end().catch((failed: unknown) => daemon.log.error({ err: failed }, 'the end was not orderly'));
-      clearTimeout(late);
+      clearInterval(late);
       throw e;
     }
     return daemon;
@@ -187,17 +188,20 @@ export class Daemon {
     } catch (e) {
       this.log.error({ err: e }, 'the end was not orderly');
     }
-    clearTimeout(late);
+    clearInterval(late);
     this.#resolveExited({ code, reason });
   }
 
   /** Ends the process as it is, unless that is cleared in time (R20). */
   #late(code: number): NodeJS.Timeout {
-    return setTimeout(() => {
+    // In steps: while the process does not get to run at all, nobody can end.
+    let steps = 0;
+    return setInterval(() => {
+      if (++steps * END_STEP_MS < END_MS) return;
       this.log.error('the threads did not end in time; ending the process');
       this.#leave();
       exitNow(code === 0 ? 1 : code);
-    }, END_MS);
+    }, END_STEP_MS);
   }
 
   async #end(): Promise<void> {

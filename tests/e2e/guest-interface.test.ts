@@ -11,7 +11,7 @@ import { after, before, describe, test } from 'node:test';
 import type { PortStatus } from '../../src/abi/index.ts';
 import { netSkip } from '../net/lab.ts';
 import { imageWithPtnet, startMachine } from './machines.ts';
-import { PktGen, PtnetDaemon, PtnetProcess } from './ptnet.ts';
+import { PktGen, PtnetDaemon, PtnetProcess, until } from './ptnet.ts';
 import type { QemuGuest } from './qemu.ts';
 import { HostStack, MachineStack, talk } from './stacks.ts';
 
@@ -71,13 +71,19 @@ describe('the network stacks of virtual machines, by ptnet up', { concurrency: f
   });
 
   /** Packets that arrived at v, and at the monitor of it that s has: all, and those for which there was no room or no reader. */
-  const counted = async (): Promise<{ arrived: number; seen: number; lost: number; running: boolean }> => {
+  const counted = async (): Promise<{
+    arrived: number;
+    seen: number;
+    bytes: number;
+    lost: number;
+    running: boolean;
+  }> => {
     const ports = (await daemon.status()).domains.flatMap((d) => d.ports);
     const find = (name: RegExp): PortStatus => ports.find((p) => name.test(p.name)) ?? assert.fail(String(name));
     const [port, monitor] = [find(/^vale0:v$/), find(/^vale0:v\/r/)];
-    const { packets, drops } = monitor.rxRings[0]!;
+    const { packets, bytes, drops } = monitor.rxRings[0]!;
     const lost = Object.values(drops).reduce((sum, n) => sum + n, 0);
-    return { arrived: port.rxRings[0]!.packets, seen: packets, lost, running: monitor.running };
+    return { arrived: port.rxRings[0]!.packets, seen: packets, bytes, lost, running: monitor.running };
   };
 
   test('a machine that only watches: ptnet dump of a monitor that was passed to it', async () => {
@@ -87,8 +93,14 @@ describe('the network stacks of virtual machines, by ptnet up', { concurrency: f
       assert.equal((await s.run(`kill -0 ${pid}`)).rc, 0, await s.mustRun('cat /tmp/dump'));
     }
     const sender = await PktGen.start(runDir, 'vale0:x', ['-f', 'tx', '-n', '2000', '-R', '1000', '-l', '100']);
-    assert.equal((await sender.result(60_000)).packets, 2000);
-    await s.mustRun(`sleep 1; kill -INT ${pid}; while kill -0 ${pid} 2>/dev/null; do sleep 0.1; done`);
+    assert.equal((await sender.result()).packets, 2000);
+    // All that has come is in the file: its header, and 16 bytes in front of each packet.
+    await until('it has written what it saw', async () => {
+      const now = await counted();
+      const bytes = 24 + 16 * (now.seen - first.seen) + now.bytes - first.bytes;
+      return now.seen > first.seen && Number(await s.mustRun('wc -c < /tmp/seen.pcap')) >= bytes;
+    });
+    await s.mustRun(`kill -INT ${pid}; while kill -0 ${pid} 2>/dev/null; do sleep 0.1; done`);
     const last = await counted();
     const [arrived, seen, lost] = [last.arrived - first.arrived, last.seen - first.seen, last.lost - first.lost];
     assert.ok(arrived >= 2000 && seen > 1000, `${arrived} packets arrived, ${seen} of them were seen`);

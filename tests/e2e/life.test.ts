@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { imageWithPtnet, startMachine } from './machines.ts';
-import { PktGen, PtnetDaemon, ptnet } from './ptnet.ts';
+import { PktGen, PtnetDaemon, ptnet, reported, until } from './ptnet.ts';
 import { type GuestImage, QemuGuest } from './qemu.ts';
 
 const long = process.env['PTNET_LONG'] === '1';
@@ -19,14 +19,6 @@ const STOPPED_MS = long ? 10_000 : 2_000;
 const RATE = 1000;
 const SLOTS = ['-C', '4096'];
 const vms = { a: { ports: ['vale0:a'] }, b: { ports: ['vale0:b'] }, c: { ports: ['vale0:c', 'vale1:c'] } };
-
-async function until(what: string, holds: () => Promise<boolean>): Promise<void> {
-  const end = Date.now() + 30_000;
-  while (!(await holds())) {
-    assert.ok(Date.now() < end, `in vain: ${what}`);
-    await sleep(100);
-  }
-}
 
 describe('machines and a daemon, through a whole life', { concurrency: false }, () => {
   const dir = mkdtempSync(join(tmpdir(), 'ptnet-life-'));
@@ -54,18 +46,12 @@ describe('machines and a daemon, through a whole life', { concurrency: false }, 
 
   /** A guest's pkt-gen receives, in the background. */
   const receive = async (name: string): Promise<void> => {
-    await guests[name]!.mustRun('ptnet pkt-gen -i ptnet:0 -f rx > /tmp/rx 2>&1 &');
+    await guests[name]!.mustRun('ptnet pkt-gen -i ptnet:0 -f rx -N > /tmp/rx 2>&1 &');
     await until('it runs', async () => (await daemon.port(`vale0:${name}`)).running);
   };
 
   /** What a program in the guest has received, by its own count. */
-  const takenBy = async (name: string): Promise<number> => {
-    const lines = await guests[name]!.mustRun('cat /tmp/rx');
-    return [...lines.matchAll(/\(([\d.]+) ([KM]?)pkts/g)].reduce(
-      (sum, [, n, unit]) => sum + Number(n) * { '': 1, K: 1e3, M: 1e6 }[unit as '' | 'K' | 'M'],
-      0,
-    );
-  };
+  const takenBy = async (name: string): Promise<number> => reported(await guests[name]!.mustRun('cat /tmp/rx'));
 
   test('a machine started before the daemon: ptnet vm says so', async () => {
     const { code, stderr } = await ptnet(['vm', 'a', '--run-dir', runDir, '--', image.qemu]);
@@ -80,12 +66,14 @@ describe('machines and a daemon, through a whole life', { concurrency: false }, 
     await until('packets flow', async () => (await received('vale0:rx')) > 0);
     await Promise.all(['a', 'b', 'c'].map(async (name) => (await boot(name)).waitReady()));
     await sender.end('SIGINT');
-    const { packets: sent } = await sender.result(1000);
-    await sleep(300);
+    const { packets: sent } = await sender.result();
+    const lost = async (): Promise<boolean> =>
+      Object.keys((await daemon.port('vale0:rx')).rxRings[0]!.drops).length > 0;
+    await until('all are received, or some lost', async () => reported(receiver.stderr) === sent || (await lost()));
     const { drops } = (await daemon.port('vale0:rx')).rxRings[0]!;
     await receiver.end('SIGINT');
     assert.deepEqual(drops, {});
-    assert.equal((await receiver.result(1000)).packets, sent);
+    assert.equal((await receiver.result()).packets, sent);
     assert.ok(sent > RATE);
   });
 
@@ -103,8 +91,9 @@ describe('machines and a daemon, through a whole life', { concurrency: false }, 
     await guests['a']!.qmp('stop');
     const atFirst = await takenBy('b');
     await sleep(PAUSE_MS);
-    assert.ok((await takenBy('b')) > atFirst, 'the other machine still receives');
-    assert.ok(((await daemon.port('vale0:a')).rxRings[0]!.drops['full'] ?? 0) > 0, 'its ring is full');
+    await until('the other machine still receives', async () => (await takenBy('b')) > atFirst);
+    const full = async (): Promise<number> => (await daemon.port('vale0:a')).rxRings[0]!.drops['full'] ?? 0;
+    await until('its ring is full', async () => (await full()) > 0);
     await guests['a']!.qmp('cont');
     const paused = await takenBy('a');
     await until('it receives again', async () => (await takenBy('a')) > paused + 1024);
@@ -115,7 +104,7 @@ describe('machines and a daemon, through a whole life', { concurrency: false }, 
     const sender = await PktGen.start(runDir, 'vale0:tx', ['-f', 'tx', '-R', '1000']);
     daemon.child.kill('SIGSTOP');
     // A machine that touches a register waits for the answer, with all that it does.
-    const starting = guests['c']!.run('ptnet pkt-gen -i ptnet:1 -f tx -n 10', 60_000);
+    const starting = guests['c']!.run('ptnet pkt-gen -i ptnet:1 -f tx -n 10');
     await sleep(STOPPED_MS);
     daemon.child.kill('SIGCONT');
     const { rc, output } = await starting;
@@ -145,12 +134,12 @@ describe('machines and a daemon, through a whole life', { concurrency: false }, 
         const ids = await plain.mustRun('cat /sys/bus/pci/devices/*/device');
         return ids.includes('0x000c') && ids.includes('0x000d');
       });
-      const receiver = await PktGen.start(runDir, 'vale0:rx', ['-f', 'rx']);
-      const { rc, output } = await plain.run(`ptnet pkt-gen -i ptnet:0 -f tx -n 1000 -R 1000`, 60_000);
+      const receiver = await PktGen.start(runDir, 'vale0:rx', ['-f', 'rx', ...SLOTS]);
+      const { rc, output } = await plain.run(`ptnet pkt-gen -i ptnet:0 -f tx -n 1000 -R 1000`);
       assert.equal(rc, 0, output);
-      await sleep(300);
+      await receiver.counted(1000);
       await receiver.end('SIGINT');
-      assert.equal((await receiver.result(1000)).packets, 1000);
+      assert.equal((await receiver.result()).packets, 1000);
     } finally {
       await plain.close();
     }

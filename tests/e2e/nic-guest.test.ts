@@ -32,6 +32,8 @@ describe('a network card and a virtual machine', { concurrency: false, skip: nic
     lab.here.ip('link', 'add', 'veth2', 'type', 'veth', ...other);
     lab.here.ip('link', 'set', 'veth2', 'up');
     lab.there.ip('link', 'set', 'veth3', 'up');
+    lab.here.linksUp('veth2');
+    lab.there.linksUp('veth3');
     execFileSync('ip', ['netns', 'exec', lab.there.name, 'ethtool', '-K', 'veth3', 'tx', 'off', 'txvlan', 'off']);
     lab.there.ip('address', 'add', '10.9.1.1/24', 'dev', 'veth1');
     lab.there.ip('address', 'add', '10.9.3.1/24', 'dev', 'veth3');

@@ -18,6 +18,23 @@ process.on('exit', () => {
   for (const child of running) child.kill('SIGKILL');
 });
 
+/** Patience for what takes seconds at most: only a hang gets there, however slow and busy the machine. */
+export const PATIENCE_MS = 120_000;
+
+/** Looks until it holds. */
+export async function until(what: string, holds: () => boolean | Promise<boolean>): Promise<void> {
+  for (const end = performance.now() + PATIENCE_MS; !(await holds()); await sleep(50)) {
+    if (performance.now() > end) throw new Error(`in vain for ${PATIENCE_MS / 1000} s: ${what}`);
+  }
+}
+
+/** Packets that a pkt-gen has received or sent, by the lines that it printed each interval; with -N exactly. */
+export function reported(lines: string): number {
+  const units: Readonly<Record<string, number>> = { '': 1, K: 1e3, M: 1e6 };
+  const counts = [...lines.matchAll(/\(([\d.]+) ([KM]?)pkts /g)];
+  return counts.reduce((sum, [, n, unit]) => sum + Number(n) * units[unit!]!, 0);
+}
+
 /** A `ptnet` process and what it printed. */
 export class PtnetProcess {
   readonly child: ChildProcess;
@@ -44,7 +61,7 @@ export class PtnetProcess {
   }
 
   /** Waits for a text in what it prints. */
-  async says(pattern: RegExp, timeoutMs = 30_000): Promise<void> {
+  async says(pattern: RegExp, timeoutMs = PATIENCE_MS): Promise<void> {
     const end = Date.now() + timeoutMs;
     while (!pattern.test(this.stdout + this.stderr)) {
       if (this.child.exitCode !== null || Date.now() > end) {
@@ -57,7 +74,7 @@ export class PtnetProcess {
   /** Ends it by a signal if it still runs; resolves to its exit status. */
   async end(signal: NodeJS.Signals = 'SIGINT'): Promise<number | null> {
     if (this.child.exitCode === null) this.child.kill(signal);
-    const late = setTimeout(() => this.child.kill('SIGKILL'), 15_000);
+    const late = setTimeout(() => this.child.kill('SIGKILL'), PATIENCE_MS);
     const code = await this.exited;
     clearTimeout(late);
     return code;
@@ -77,7 +94,15 @@ export class PtnetProcess {
 /** A packet generator on the host. */
 export class PktGen extends PtnetProcess {
   constructor(runDir: string, port: string, args: readonly string[]) {
-    super(['pkt-gen', '--run-dir', runDir, '-i', port, '--json', ...args]);
+    super(['pkt-gen', '--run-dir', runDir, '-i', port, '--json', '-N', '-T', '100', ...args]);
+  }
+
+  /** Waits until it has counted so many packets: what it is ended before is not among them. */
+  async counted(packets: number): Promise<void> {
+    await until(`${packets} packets, ${this.stderr}`, () => {
+      if (this.child.exitCode !== null) throw new Error(`it has ended: ${this.stdout}${this.stderr}`);
+      return reported(this.stderr) >= packets;
+    });
   }
 
   /** Starts one and waits until its port is open. */
@@ -87,8 +112,8 @@ export class PktGen extends PtnetProcess {
     return generator;
   }
 
-  /** Waits for its own end, or ends it, and reads its result. */
-  async result(timeoutMs: number): Promise<PktGenResult> {
+  /** Waits for its own end, and ends it if that does not come; reads its result. */
+  async result(timeoutMs = PATIENCE_MS): Promise<PktGenResult> {
     const ended = await Promise.race([this.exited.then(() => true), sleep(timeoutMs, false, { ref: false })]);
     if (!ended) await this.end('SIGINT');
     const line = this.stdout.split('\n').find((l) => l.startsWith('{'));

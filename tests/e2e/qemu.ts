@@ -7,11 +7,12 @@ import { join } from 'node:path';
 import type { Duplex, Readable, Writable } from 'node:stream';
 import { promisify } from 'node:util';
 
-const BOOT_TIMEOUT_MS = 120_000;
-const COMMAND_TIMEOUT_MS = 30_000;
-const QMP_TIMEOUT_MS = 30_000;
+// An emulated machine on a busy one: only a hang takes so long.
+const BOOT_TIMEOUT_MS = 300_000;
+const COMMAND_TIMEOUT_MS = 120_000;
+const QMP_TIMEOUT_MS = 60_000;
 /** How long an interrupted command may take to end before the console counts as lost. */
-const INTERRUPT_TIMEOUT_MS = 3_000;
+const INTERRUPT_TIMEOUT_MS = 10_000;
 const LOG_CHARS = 256 * 1024;
 const LOG_LINES_IN_ERRORS = 25;
 const CTRL_C = '\x03';

@@ -10,7 +10,8 @@ import { fileURLToPath } from 'node:url';
 import type { QemuGuest } from './qemu.ts';
 
 const peer = fileURLToPath(new URL('tcp-peer.js', import.meta.url));
-const TRANSFER_MS = 60_000;
+/** Only a hang takes so long. */
+const TRANSFER_MS = 180_000;
 const TCP_PORT = 5001;
 
 const md5 = (output: string): string | undefined => /\b[0-9a-f]{32}\b/.exec(output)?.[0];

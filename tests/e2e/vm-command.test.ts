@@ -5,8 +5,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { PtnetDaemon, PtnetProcess, root } from './ptnet.ts';
+import { PtnetDaemon, PtnetProcess, root, until } from './ptnet.ts';
 
 /** A machine without a disk: its firmware says its name on stdout, finds the devices and then waits. */
 const DEBUG = ['-chardev', 'stdio,id=debug', '-device', 'isa-debugcon,iobase=0x402,chardev=debug'];
@@ -33,17 +32,15 @@ describe('ptnet vm', { concurrency: false }, () => {
   const attached = async (): Promise<boolean[]> =>
     Promise.all(['vale0:fw', 'vale1:fw'].map(async (port) => (await daemon.port(port)).attached));
 
-  const until = async (wanted: boolean): Promise<void> => {
-    const end = Date.now() + 30_000;
-    while (!(await attached()).every((a) => a === wanted)) {
-      assert.ok(Date.now() < end, `in vain for attached ${wanted}: ${running?.stderr}`);
-      await sleep(100);
-    }
-  };
+  const becomes = (wanted: boolean): Promise<void> =>
+    until(`attached ${wanted}`, async () => {
+      assert.ok(!wanted || running?.child.exitCode === null, running?.stderr);
+      return (await attached()).every((a) => a === wanted);
+    });
 
   const start = async (...flags: string[]): Promise<PtnetProcess> => {
     running = new PtnetProcess(['vm', 'fw', '--run-dir', runDir, ...flags, '--', qemu, ...BARE]);
-    await until(true);
+    await becomes(true);
     await running.says(/SeaBIOS/); // before, a signal would end QEMU as it ends any program
     return running;
   };
@@ -65,7 +62,7 @@ describe('ptnet vm', { concurrency: false }, () => {
     const vm = await start();
     vm.child.kill('SIGTERM');
     assert.equal(await vm.exited, 0, vm.stderr);
-    await until(false);
+    await becomes(false);
   });
 
   test('QEMU is killed: ptnet says so and ends with 128 + 9; the sockets take the next one, with an IOMMU', async () => {
@@ -75,14 +72,14 @@ describe('ptnet vm', { concurrency: false }, () => {
     process.kill(pid, 'SIGKILL');
     assert.equal(await vm.exited, 137);
     assert.match(vm.stderr, /ptnet: VM fw: QEMU was ended by SIGKILL/);
-    await until(false);
+    await becomes(false);
     const again = await start('--iommu');
     again.child.kill('SIGINT');
     assert.equal(await again.exited, 0, again.stderr);
   });
 
   test('QEMU that ends with an error: its status', async () => {
-    await until(false);
+    await becomes(false);
     const vm = new PtnetProcess(['vm', 'fw', '--run-dir', runDir, '--', qemu, ...BARE, '-device', 'no-such-device']);
     assert.equal(await vm.exited, 1);
     assert.match(vm.stderr, /no-such-device[\s\S]*ptnet: VM fw: QEMU ended with status 1/);

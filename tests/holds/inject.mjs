@@ -1,7 +1,7 @@
 /**
  * Loaded into every thread of a daemon (NODE_OPTIONS=--import): makes one thread fail once a file exists. PTNET_FAULT is
  * THREAD:WHAT (main, devices, datapath; throw, block, reject, trap), PTNET_FAULT_FILE the file. datapath:start: the first
- * datapath thread makes the file, and the others do not start. generator:exit, for pkt-gen -p: its threads end.
+ * datapath thread makes the file, and the others do not start. A thread that blocks writes FILE.blocked first. generator:exit, for pkt-gen -p: its threads end.
  */
 import { existsSync, writeFileSync } from 'node:fs';
 import { syncBuiltinESMExports } from 'node:module';
@@ -22,7 +22,10 @@ async function blocker() {
 if (here === where && here !== '') {
   const block = what === 'block' ? await blocker() : undefined;
   const fail = () => {
-    if (what === 'block') return block();
+    if (what === 'block') {
+      writeFileSync(`${file}.blocked`, '');
+      return block();
+    }
     if (what === 'exit') process.exit(0);
     if (what === 'reject') return void Promise.reject(new Error(`injected into ${here}`));
     throw what === 'trap' ? new WebAssembly.RuntimeError('injected trap') : new Error(`injected into ${here}`);

@@ -5,6 +5,8 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { listDaemon } from '../../src/api/index.ts';
+import { until } from '../e2e/ptnet.ts';
 import { type Host, Lab, netSkip } from './lab.ts';
 
 const sender = fileURLToPath(new URL('frame-sender.js', import.meta.url));
@@ -26,9 +28,8 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
     assert.equal(status, 0, stderr);
     return stdout;
   };
-  /** Whether one of three is answered. */
-  const ping = async (...args: string[]): Promise<boolean> =>
-    (await a.run('ping', ['-c3', '-i0.2', '-W1', ...args, '10.78.0.2'])).status === 0;
+  const ping = (...args: string[]): Promise<boolean> => a.pings('10.78.0.2', ...args);
+  const silent = (...args: string[]): Promise<boolean> => a.silent('10.78.0.2', ...args);
 
   it('ifconfig shows what the interface is, in its own namespace only', async () => {
     assert.ok(await ping());
@@ -45,7 +46,7 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
 
   it('down, up, promisc, txcsum and tso are changed while it runs', async () => {
     await ifconfig(b, 'lan7', 'down');
-    assert.ok(!(await ping()));
+    assert.ok(await silent());
     assert.match(
       await ifconfig(b, 'lan7'),
       /flags=1002<BROADCAST,MULTICAST>[^]*inet 10\.78\.0\.2 netmask 255\.255\.255\.0/,
@@ -63,11 +64,11 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
   });
 
   it('MTU to 9000: frames of 9014 bytes pass unfragmented', async () => {
-    assert.ok(!(await ping('-M', 'do', '-s', '1473')));
+    assert.ok(await silent('-M', 'do', '-s', '1473'));
     await ifconfig(a, 'ptnet0', 'mtu', '9000');
     await ifconfig(b, 'lan7', 'mtu', '9000');
     assert.ok(await ping('-M', 'do', '-s', '8972'));
-    assert.ok(!(await ping('-M', 'do', '-s', '8973')));
+    assert.ok(await silent('-M', 'do', '-s', '8973'));
     await ifconfig(a, 'ptnet0', 'mtu', '1500');
     await ifconfig(b, 'lan7', 'mtu', '1500');
   });
@@ -94,25 +95,25 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
     assert.match(text, /ether 02:00:00:00:00:cc/);
     assert.match(text, /inet 10\.78\.0\.3 netmask/);
     assert.match(text, /inet6 fd78::3 prefixlen 64/);
-    assert.equal((await a.run('ping', ['-c3', '-i0.2', '-W1', '10.78.0.3'])).status, 0);
+    assert.ok(await a.pings('10.78.0.3'));
     await c.stop();
   });
 
   it('each pair of rings is a queue, and flows use all of them', async () => {
     const c = await lab.host('vale0:c', '--rings', '2', 'inet', '10.78.0.4/24');
     assert.match(await ifconfig(c), /2 queues/);
-    assert.equal((await c.run('ping', ['-c3', '-i0.2', '-W1', '10.78.0.2'])).status, 0);
+    assert.ok(await c.pings('10.78.0.2'));
     // 64 flows: that all of them hash to one queue happens once in 2^63 runs.
     const flows = `const s = require('dgram').createSocket('udp4');
       for (let left = 64; left > 0; left--) s.send('x', 8 + left, '10.78.0.2', () => left === 1 && s.close());`;
     assert.equal((await c.run(process.execPath, ['-e', flows])).status, 0);
-    const { stdout } = await lab.ptnet(['list', '--json']);
-    const { domains } = JSON.parse(stdout) as {
-      domains: { ports: { name: string; txRings: { packets: number }[] }[] }[];
+    const packets = async (): Promise<number[]> => {
+      const { domains } = await listDaemon(lab.runDir);
+      const port = domains.flatMap((d) => d.ports).find((p) => p.name === 'vale0:c')!;
+      return port.txRings.map((ring) => ring.packets);
     };
-    const port = domains.flatMap((d) => d.ports).find((p) => p.name === 'vale0:c')!;
-    assert.equal(port.txRings.length, 2);
-    for (const ring of port.txRings) assert.ok(ring.packets > 1, JSON.stringify(port.txRings));
+    assert.equal((await packets()).length, 2);
+    await until('both queues have sent', async () => (await packets()).every((n) => n > 1));
     await c.stop();
   });
 
@@ -157,7 +158,7 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
     for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
       const c = await lab.host('vale0:c');
       // Holds the namespace.
-      const holder = await c.serve('sh', ['-c', 'echo ready; sleep 60']);
+      const holder = await c.serve('sh', ['-c', 'echo ready; exec sleep 600']);
       const devices = async (): Promise<string> => {
         const namespace = `--net=/proc/${holder.pid}/ns/net`;
         return (await a.run('nsenter', [namespace, 'cat', '/proc/net/dev'])).stdout;
@@ -169,7 +170,7 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
       const [code] = (await once(c.process, 'exit')) as [number | null];
       assert.equal(code, signal === 'SIGTERM' ? 0 : null);
       assert.ok(!(await devices()).includes('ptnet0'), signal);
-      while ((await list()).includes('vale0:c'));
+      await until('the port is gone', async () => !(await list()).includes('vale0:c'));
       holder.kill('SIGKILL');
     }
   });

@@ -10,6 +10,8 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { listDaemon } from '../../src/api/index.ts';
 
+/** Patience for what takes a moment: only a hang gets there. */
+const PATIENCE_MS = 60_000;
 const root = fileURLToPath(new URL('../../..', import.meta.url));
 export const MAIN = join(root, 'dist/src/cli/main.js');
 
@@ -89,7 +91,7 @@ export class Host {
   }
 
   /** Runs a program in this host to its end. */
-  run(program: string, args: readonly string[], seconds = 60): Promise<Result> {
+  run(program: string, args: readonly string[], seconds = 120): Promise<Result> {
     return finished(this.spawn(program, args), seconds).then((result) => {
       const ended = this.process.exitCode !== null || this.process.signalCode !== null;
       return ended ? { ...result, stderr: `${result.stderr}${this.port}: ${this.log}` } : result;
@@ -101,6 +103,20 @@ export class Host {
     const child = this.spawn(program, args);
     await ready(child, program);
     return child;
+  }
+
+  /** Whether an address answers: it is asked until it does. */
+  async pings(address: string, ...options: string[]): Promise<boolean> {
+    for (const end = performance.now() + PATIENCE_MS; performance.now() < end; ) {
+      const { status } = await this.run('ping', ['-c', '1', '-i', '0.2', '-w', '10', ...options, address]);
+      if (status === 0) return true;
+    }
+    return false;
+  }
+
+  /** Whether an address answers none of some pings. */
+  async silent(address: string, ...options: string[]): Promise<boolean> {
+    return (await this.run('ping', ['-c', '3', '-i', '0.2', '-W', '1', ...options, address])).status !== 0;
   }
 
   stop(): Promise<void> {
@@ -152,7 +168,7 @@ export class Lab {
   ptnet(args: readonly string[], host?: Host): Promise<Result> {
     const all = [MAIN, ...args, '--run-dir', this.runDir];
     if (host !== undefined) return host.run(process.execPath, all);
-    return finished(spawn(process.execPath, all, { stdio: ['ignore', 'pipe', 'pipe'] }), 30);
+    return finished(spawn(process.execPath, all, { stdio: ['ignore', 'pipe', 'pipe'] }), 120);
   }
 
   /** Ends the daemon alone. */

@@ -1,9 +1,10 @@
 /** `ptnet bridge` on a single interface: the host is reached through it as before, and monitors see what passes. */
 import assert from 'node:assert/strict';
+import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { CaptureReader } from '../../src/cli/pcap/reader.ts';
-import { PtnetProcess } from '../e2e/ptnet.ts';
+import { PtnetProcess, until } from '../e2e/ptnet.ts';
 import { NicLab, nicSkip } from './nic-lab.ts';
 
 /** Types of the ICMP packets with an identifier in a capture. */
@@ -43,7 +44,9 @@ test('bridge joins an interface with the host’s stack at it, without a copy; d
       const args = ['dump', '--run-dir', lab.runDir, '-i', port, '-Q', direction, '-w', file];
       const dump = new PtnetProcess(args);
       await dump.says(/listening on/);
-      assert.ok(await lab.there.pings('10.98.0.1', '-e', String(id)));
+      const asks = await lab.there.run('ping', ['-c', '3', '-i', '0.2', '-W', '60', '-e', String(id), '10.98.0.1']);
+      assert.equal(asks.status, 0, asks.text);
+      await until('the capture has them', () => statSync(file).size > 24 && icmpTypes(file, id).length >= 3);
       assert.equal(await dump.end(), 0);
       assert.deepEqual(icmpTypes(file, id), [type, type, type], `${port} ${direction}`);
     }

@@ -33,7 +33,7 @@ describe('the interface and the daemon come and go', { skip: nicSkip('ping') }, 
   it('while the port is open the host gets nothing, afterwards everything', async () => {
     assert.ok(await lab.there.pings('10.77.0.1'));
     const port = await openPort('netmap:veth0', { runDir: lab.runDir });
-    assert.ok(!(await lab.there.pings('10.77.0.1')));
+    assert.ok(await lab.there.silent('10.77.0.1'));
     await port.close();
     assert.ok(await lab.there.pings('10.77.0.1'));
   });
@@ -67,7 +67,7 @@ describe('the interface and the daemon come and go', { skip: nicSkip('ping') }, 
     await ended;
     await port.close();
     await sender.result();
-    assert.ok(!/PROMISC|xdp/.test(lab.here.ip('link', 'show', 'veth0')));
+    await lab.untouched();
     assert.ok(await lab.there.pings('10.77.0.1'));
   });
 
@@ -111,7 +111,7 @@ describe('the interface and the daemon come and go', { skip: nicSkip('ping') }, 
     const port = await openPort('netmap:veth0', { runDir: lab.runDir });
     lab.here.ip('link', 'del', 'veth0');
     for (const sync of [() => port.txsync(), () => port.rxsync()]) {
-      const end = performance.now() + 20_000;
+      const end = performance.now() + 60_000;
       const forEver = (): void => {
         while (performance.now() < end) sync();
       };

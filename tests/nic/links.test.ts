@@ -19,7 +19,7 @@ const watching = watchLinks((change) => told.push(change));
 ip(...many.flatMap((v) => ['link add ' + v + ' type veth peer name p' + v, 'link del ' + v]), 'link del goes');
 ip('link set stays mtu 1400', 'link set stays up', 'link set other up');
 const last = (ifindex) => told.findLast((change) => change.ifindex === ifindex);
-for (let i = 0; i < 1000 && !(last(stays)?.running && last(goes)?.gone); i++) {
+for (let i = 0; i < 6000 && !(last(stays)?.running && last(goes)?.gone); i++) {
   await new Promise((resolve) => setTimeout(resolve, 10));
 }
 console.log(JSON.stringify({ lost: told.length < 4 * many.length, stays: last(stays), goes: last(goes), at: [stays, goes] }));

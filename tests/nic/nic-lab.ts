@@ -27,6 +27,10 @@ export function nicSkip(...tools: string[]): string | false {
   return unshare.status === 0 ? false : 'needs network namespaces and veth (Linux CONFIG_VETH)';
 }
 
+/** Patience for what takes a moment: only a hang gets there. */
+const PATIENCE_MS = 60_000;
+const clock = new Int32Array(new SharedArrayBuffer(4));
+
 /** What a program printed. */
 export interface Output {
   readonly status: number;
@@ -56,7 +60,7 @@ export class Namespace {
   }
 
   /** Runs a program to its end, `seconds` at most. */
-  async run(program: string, args: readonly string[], seconds = 30): Promise<Output> {
+  async run(program: string, args: readonly string[], seconds = 120): Promise<Output> {
     const child = this.spawn(program, ...args);
     let text = '';
     for (const stream of [child.stdout!, child.stderr!])
@@ -72,10 +76,35 @@ export class Namespace {
     return new Peer(this.spawn(process.execPath, peerProgram, ...args));
   }
 
-  /** Whether an address answers within some seconds. */
+  /** Waits until links are up for all that they concern: their queues, and the bridge that they are ports of. */
+  linksUp(...ifaces: string[]): void {
+    interface Link {
+      readonly operstate: string;
+      readonly linkinfo?: { readonly info_slave_data?: { readonly state?: string } };
+    }
+    for (const iface of ifaces) {
+      for (const end = performance.now() + PATIENCE_MS; ; Atomics.wait(clock, 0, 0, 10)) {
+        const [link] = JSON.parse(this.ip('-j', '-d', 'link', 'show', iface)) as [Link];
+        const port = link.linkinfo?.info_slave_data?.state ?? 'forwarding';
+        if (link.operstate === 'UP' && port === 'forwarding') break;
+        if (performance.now() > end) throw new Error(`${iface} never went up: ${JSON.stringify(link)}`);
+      }
+    }
+  }
+
+  /** Whether an address answers: it is asked until it does. */
   async pings(address: string, ...options: string[]): Promise<boolean> {
-    const { status } = await this.run('ping', ['-c', '3', '-i', '0.2', '-W', '2', ...options, address]);
-    return status === 0;
+    for (const end = performance.now() + PATIENCE_MS; performance.now() < end; ) {
+      const { status } = await this.run('ping', ['-c', '1', '-i', '0.2', '-w', '10', ...options, address]);
+      if (status === 0) return true;
+    }
+    return false;
+  }
+
+  /** Whether an address answers none of some pings. */
+  async silent(address: string): Promise<boolean> {
+    const { status } = await this.run('ping', ['-c', '3', '-i', '0.2', '-W', '1', address]);
+    return status !== 0;
   }
 
   close(): void {
@@ -129,6 +158,12 @@ export class Peer {
     });
   }
 
+  /** Ends it, whatever it has counted. */
+  async stop(): Promise<void> {
+    this.#child.kill('SIGKILL');
+    await this.#closed;
+  }
+
   /** Ends it if `signal` is given, waits for its end. */
   async result(signal?: NodeJS.Signals): Promise<Record<string, number>> {
     if (signal !== undefined) this.#child.kill(signal);
@@ -175,6 +210,8 @@ export class NicLab {
     }
     const off = ['tx', 'off', 'txvlan', 'off', 'tso', 'off', 'gso', 'off'];
     spawnSync('ip', ['netns', 'exec', this.there.name, 'ethtool', '-K', 'veth1', ...off]);
+    this.here.linksUp('veth0');
+    this.there.linksUp('veth1');
   }
 
   /** Puts veth0 into a bridge br0. */
@@ -183,6 +220,7 @@ export class NicLab {
     spawnSync('ip', ['netns', 'exec', this.here.name, 'sysctl', '-qw', 'net.ipv6.conf.br0.disable_ipv6=1']);
     this.here.ip('link', 'set', 'veth0', 'master', 'br0');
     this.here.ip('link', 'set', 'br0', 'up');
+    this.here.linksUp('veth0', 'br0');
   }
 
   /** … and at the same bridge veth2, whose frames leave through veth0 as the host's own do, and the other way round. */
@@ -191,6 +229,7 @@ export class NicLab {
     this.here.ip('link', 'add', 'veth2', 'type', 'veth', 'peer', 'name', 'veth3');
     this.here.ip('link', 'set', 'veth3', 'master', 'br0');
     for (const end of ['veth2', 'veth3']) this.here.ip('link', 'set', end, 'addrgenmode', 'none', 'up');
+    this.here.linksUp('veth2', 'veth3');
   }
 
   /** Frames that veth1's driver could not deliver to veth0. */
@@ -225,9 +264,8 @@ export class NicLab {
 
   /** Waits for a text in the daemon's log. */
   async logs(text: string): Promise<void> {
-    for (let i = 0; !this.log.includes(text); i++) {
-      if (i > 1000) throw new Error(`the daemon never said "${text}": ${this.log}`);
-      await sleep(10);
+    for (const end = performance.now() + PATIENCE_MS; !this.log.includes(text); await sleep(10)) {
+      if (performance.now() > end) throw new Error(`the daemon never said "${text}": ${this.log}`);
     }
   }
 
@@ -247,6 +285,16 @@ export class NicLab {
     const found = (await this.ports()).find((p) => p.name === name);
     if (found === undefined) throw new Error(`the daemon has no port ${name}`);
     return found;
+  }
+
+  /** Waits until nothing of a daemon's is at veth0: not AF_XDP's program, not a packet socket that wants all frames. */
+  async untouched(): Promise<void> {
+    const end = performance.now() + PATIENCE_MS;
+    while (/PROMISC|xdp/.test(this.here.ip('link', 'show', 'veth0'))) {
+      if (performance.now() > end)
+        throw new Error(`veth0 was not given back: ${this.here.ip('link', 'show', 'veth0')}`);
+      await sleep(10);
+    }
   }
 
   /** Until nobody has a port and the interfaces are the host's again: a region is the last that goes. */

@@ -176,7 +176,7 @@ describe('zero-copy monitors of interfaces in a switch', { skip: nicSkip() }, ()
         for (const counter of counters) assert.equal(counter.wrong, 0);
         ended.abort();
         await sending;
-        await sender.result('SIGKILL').catch(() => undefined);
+        await sender.stop();
         // Who watched may still look at what he has: it is given to nobody else before he closes it.
         const kept = monitors.slice(0, 2).map((monitor) => new Marked(monitor));
         back();
