@@ -104,44 +104,57 @@ export class RegionFullError extends Error {
   }
 }
 
+/** What becomes of an object of a pool. */
+const FREE = 0;
+const OUT = 1;
+const KEPT = 2;
+
 /** Hands out object numbers of one pool, lowest first. */
 class ObjectPool {
   readonly #region: string;
   readonly #what: string;
-  #free: number[];
-  /** 1 for each object that somebody has. */
-  readonly #out: Uint8Array;
+  /** FREE, OUT or KEPT: each object's. */
+  readonly #state: Uint8Array;
+  #free = 0;
+  /** No object below is free. */
+  #lowest = 0;
 
   /** @param kept whether an object is never handed out */
-  constructor(region: string, what: string, first: number, end: number, kept?: (i: number) => boolean) {
+  constructor(region: string, what: string, first: number, end: number, kept: (i: number) => boolean = () => false) {
     this.#region = region;
     this.#what = what;
-    this.#out = new Uint8Array(end);
-    this.#free = Array.from({ length: Math.max(0, end - first) }, (_, i) => end - 1 - i);
-    if (kept !== undefined) this.#free = this.#free.filter((i) => !kept(i));
+    this.#state = Uint8Array.from({ length: end }, (_, i) => (i < first || kept(i) ? KEPT : FREE));
+    for (const state of this.#state) if (state === FREE) this.#free++;
   }
 
   take(n: number): number[] {
-    if (n > this.#free.length) throw new RegionFullError(this.#region, this.#what, n, this.#free.length);
-    const objects = this.#free.splice(this.#free.length - n, n).toReversed();
-    for (const i of objects) this.#out[i] = 1;
+    if (n > this.#free) throw new RegionFullError(this.#region, this.#what, n, this.#free);
+    const objects: number[] = [];
+    while (objects.length < n) {
+      const i = this.#state.indexOf(FREE, this.#lowest);
+      this.#state[i] = OUT;
+      objects.push(i);
+      this.#lowest = i + 1;
+    }
+    this.#free -= n;
     return objects;
   }
 
   /** @throws RangeError if one is not out: given back twice it would have two users later. Then none is taken back. */
   give(objects: readonly number[]): void {
     for (const [at, i] of objects.entries()) {
-      if (this.#out[i] !== 1) {
-        for (const taken of objects.slice(0, at)) this.#out[taken] = 1;
+      if (this.#state[i] !== OUT) {
+        for (const taken of objects.slice(0, at)) this.#state[taken] = OUT;
         throw new RangeError(`region "${this.#region}": ${this.#what} ${i} is not out`);
       }
-      this.#out[i] = 0;
+      this.#state[i] = FREE;
     }
-    this.#free = [...this.#free, ...objects].sort((a, b) => b - a);
+    for (const i of objects) this.#lowest = Math.min(this.#lowest, i);
+    this.#free += objects.length;
   }
 
   get free(): number {
-    return this.#free.length;
+    return this.#free;
   }
 }
 
