@@ -110,7 +110,9 @@ export async function conserves(
   const sender = await where.peer('send', far, String(frames), String(bytes), String(WINDOW), ...tag).ready();
   await receive(port, counter, frames, { sender });
   const arrived = { frames: counter.frames, disorder: counter.disorder, wrong: counter.wrong, bytes: counter.bytes };
-  assert.deepEqual(arrived, { frames, disorder: 0, wrong: 0, bytes: frames * bytes }, 'received');
+  const lost =
+    counter.frames === frames ? '' : `; lost on the wire: ${lab.lost()}; ${JSON.stringify(await lab.ports())}`;
+  assert.deepEqual(arrived, { frames, disorder: 0, wrong: 0, bytes: frames * bytes }, `received${lost}`);
   await sender.result();
   const receiver = await where.peer('receive', far, ...tag).ready();
   await send(port, frames, bytes, { receiver, ring, ...(vlan === undefined ? {} : { vlan }) });
