@@ -24,8 +24,7 @@ describe('the interface and the daemon come and go', { skip: nicSkip('ping') }, 
   // Each has its own: a test that fails may have left the wire cut.
   beforeEach(async () => {
     lab = new NicLab();
-    lab.here.ip('addr', 'add', '10.77.0.1/24', 'dev', 'veth0');
-    lab.there.ip('addr', 'add', '10.77.0.2/24', 'dev', 'veth1');
+    lab.addresses();
     await lab.start();
   });
   afterEach(() => lab.close());
@@ -137,8 +136,7 @@ describe('the interface and the daemon come and go', { skip: nicSkip('ping') }, 
     lab.here.ip('link', 'del', 'veth0');
     await lab.givenBack();
     lab.wire();
-    lab.here.ip('addr', 'add', '10.77.0.1/24', 'dev', 'veth0');
-    lab.there.ip('addr', 'add', '10.77.0.2/24', 'dev', 'veth1');
+    lab.addresses();
     await lab.valeCtl('h', 'vale0:veth0');
     assert.ok(await lab.there.pings('10.77.0.1'));
     await lab.valeCtl('d', 'vale0:veth0');

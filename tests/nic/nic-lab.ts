@@ -214,6 +214,12 @@ export class NicLab {
     this.there.linksUp('veth1');
   }
 
+  /** Gives both ends an address: 10.77.0.1 here, 10.77.0.2 there. */
+  addresses(): void {
+    this.here.ip('addr', 'add', '10.77.0.1/24', 'dev', 'veth0');
+    this.there.ip('addr', 'add', '10.77.0.2/24', 'dev', 'veth1');
+  }
+
   /** Puts veth0 into a bridge br0. */
   bridge(): void {
     this.here.ip('link', 'add', 'br0', 'type', 'bridge');

@@ -9,8 +9,7 @@ describe('an interface of the default route', { skip: nicSkip('ping') }, () => {
   let lab: NicLab;
   beforeEach(async () => {
     lab = new NicLab();
-    lab.here.ip('addr', 'add', '10.77.0.1/24', 'dev', 'veth0');
-    lab.there.ip('addr', 'add', '10.77.0.2/24', 'dev', 'veth1');
+    lab.addresses();
     await lab.start();
   });
   afterEach(() => lab.close());
