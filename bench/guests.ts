@@ -25,6 +25,8 @@ export interface Stream {
   readonly batch: number;
   /** Packets a second; 0: as many as possible. */
   readonly rate?: number;
+  /** The CPU that both guests are pinned to; left out: none. */
+  readonly cpu?: number;
 }
 
 export interface StreamResult {
@@ -72,8 +74,9 @@ export async function benchGuests(context: Context): Promise<Row[]> {
 
 /** Sends for `ms` milliseconds, then closes both ports. @param during called while packets flow */
 export async function stream(lab: Lab, s: Stream, ms: number, during?: () => Promise<void>): Promise<StreamResult> {
-  const shape = ['-C', String(s.slots)];
-  const rx = lab.script(RECEIVER, [s.rx, String(s.slots)]);
+  const pinned = s.cpu === undefined ? [] : ['-a', String(s.cpu)];
+  const shape = ['-C', String(s.slots), ...pinned];
+  const rx = lab.script(RECEIVER, [s.rx, String(s.slots), ...pinned.slice(1)]);
   const { mac } = await lab.running(s.rx);
   const rate = s.rate === undefined ? [] : ['-R', String(s.rate)];
   const packets = ['-l', String(s.size), '-b', String(s.batch), '-D', mac];

@@ -8,6 +8,7 @@ import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Lab } from '../src/cli/lab.ts';
+import { usableCpus } from '../src/os/index.ts';
 import type { Context, Figure, Row, Variant } from './bench.ts';
 import { conditions, interleave, ratio } from './bench.ts';
 import { measureDatapath, measurePipe } from './datapath.ts';
@@ -30,6 +31,8 @@ const GOALS: readonly { readonly size: number; readonly of: string; readonly by:
   { size: 1500, of: 'guests, VALE, 4096 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
   { size: 64, of: 'guests, VALE, 1024 slots', by: 'DPDK memif', goal: 0.45 },
   { size: 1500, of: 'guests, VALE, 1024 slots', by: 'C: memcpy, 2 processes', goal: 0.425 },
+  { size: 1500, of: 'guests placed, VALE, 4096 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
+  { size: 1500, of: 'guests placed, VALE, 1024 slots', by: 'C: memcpy, 2 processes', goal: 0.425 },
   { size: 64, of: 'guests, pipe, 4096 slots', by: 'DPDK memif', goal: 1.7 },
   { size: 1500, of: 'guests, pipe, 4096 slots', by: 'DPDK memif', goal: 4 },
 ];
@@ -50,6 +53,10 @@ export async function benchPeers(context: Context): Promise<Row[]> {
     without('vde_switch', 'vde_switch or a C compiler is not on PATH (Debian: package vde2)');
 
   const lab = await Lab.start();
+  // The datapath thread has one CPU for itself, both guests share another one.
+  const [datapathCpu, guestsCpu] = usableCpus();
+  const placed = guestsCpu === undefined ? undefined : await Lab.start(['--cpus', `${datapathCpu}`]);
+  if (placed === undefined) without('guests placed', 'there is one CPU only');
   const vde = vdeSwitch === undefined ? undefined : new VdeSwitch(vdeSwitch);
   try {
     const rows: Row[] = [];
@@ -60,6 +67,11 @@ export async function benchPeers(context: Context): Promise<Row[]> {
         ...[4096, 1024].map((slots) => ({
           name: `guests, VALE, ${slots} slots`,
           run: async () => (await stream(lab, { tx: TX, rx: RX, size, slots, batch: slots / 4 }, ms)).mpps,
+        })),
+        ...(placed === undefined ? [] : [4096, 1024]).map((slots) => ({
+          name: `guests placed, VALE, ${slots} slots`,
+          run: async () =>
+            (await stream(placed!, { tx: TX, rx: RX, size, slots, batch: slots / 4, cpu: guestsCpu! }, ms)).mpps,
         })),
         { name: 'datapath, pipe', run: () => measurePipe(size, 1024, 256, ms / 4) },
         {
@@ -110,6 +122,7 @@ export async function benchPeers(context: Context): Promise<Row[]> {
   } finally {
     vde?.close();
     await lab.stop();
+    await placed?.stop();
   }
 }
 

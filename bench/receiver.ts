@@ -1,14 +1,16 @@
 /**
- * `receiver --run-dir DIR PORT SLOTS`: pkt-gen's rx on a port that first announces itself with one broadcast frame: a
+ * `receiver --run-dir DIR PORT SLOTS [CPU]`: pkt-gen's rx on a port that first announces itself with one broadcast frame: a
  * switch floods what it has not learned, and a receiver that is silent is never learned. Prints pkt-gen's JSON.
  */
 import { openPort } from '../src/api/index.ts';
 import { runJob } from '../src/cli/commands/pkt-gen.ts';
 import { parseJob } from '../src/cli/pkt-gen/options.ts';
 import { Run } from '../src/cli/pkt-gen/run.ts';
+import { pinThread } from '../src/os/index.ts';
 
-const [runDir = '', name = '', slots = '1024'] = process.argv.slice(3);
+const [runDir = '', name = '', slots = '1024', cpu] = process.argv.slice(3);
 const job = parseJob({ i: name, f: 'rx', b: slots, C: slots });
+if (cpu !== undefined) pinThread(Number(cpu));
 const port = await openPort(name, { runDir, ...job.rings });
 const run = new Run(job, () => undefined);
 process.on('SIGINT', () => void (run.cancelled = true));

@@ -74,6 +74,8 @@ export interface DaemonConfig {
   readonly runDir: string;
   /** Datapath threads. */
   readonly threads: number;
+  /** The CPU that each of them is pinned to; default: none, they go where the kernel puts them. */
+  readonly cpus?: readonly number[];
   readonly logLevel: LogLevel;
   /** Bytes of each datapath thread's arena; default 4 GiB (address space, not memory). */
   readonly arenaBytes?: number;
@@ -91,11 +93,15 @@ export interface HostFlags {
   /** Each "NAME=PORT[,PORT…]". */
   readonly vm?: readonly string[];
   readonly threads?: string;
+  /** "0,2" */
+  readonly cpus?: string;
   readonly runDir?: string;
   readonly logLevel?: string;
 }
 
 const MAX_THREADS = 16;
+/** Linux' cpu_set_t has 1024. */
+const MAX_CPU = 1023;
 const GiB = 2 ** 30;
 const REGION_ID = /^[A-Za-z0-9_-]+$/;
 const IFACE = /^[^\s/:]{1,15}$/;
@@ -106,6 +112,7 @@ const what = {
   region: 'the ID of a region, without "@": letters, digits, "_" and "-", e.g. lab',
   vm: 'a VM name: letters, digits, "_", "." and "-", at most 32, e.g. fw',
   iface: 'the name of an interface of the host, at most 15 characters, e.g. eth1',
+  cpus: `a list of different CPUs, one for each datapath thread, at most ${MAX_THREADS}, e.g. [0, 2]`,
   size: 'a size: bytes, or a number with K, M or G (powers of 1024), e.g. 64M',
 };
 
@@ -210,12 +217,19 @@ const user = mapping({
   maxMemory: size(2 ** 20, 4 * GiB).default(256 * 2 ** 20),
 });
 
+const cpus = z
+  .array(whole(0, MAX_CPU), { error: what.cpus })
+  .min(1, { error: what.cpus })
+  .max(MAX_THREADS, { error: what.cpus })
+  .refine((list) => new Set(list).size === list.length, { error: what.cpus });
+
 /** An empty YAML value is null; it means the same as leaving the key out. */
 const orEmpty = <T extends z.ZodType>(schema: T) => z.preprocess((v) => v ?? {}, schema);
 
 const document = mapping({
   runDir: z.string({ error: 'a path' }).startsWith('/', { error: 'an absolute path' }).optional(),
-  threads: whole(1, MAX_THREADS).default(1),
+  threads: whole(1, MAX_THREADS).optional(),
+  cpus: cpus.optional(),
   logLevel: z.enum(LOG_LEVELS, { error: `one of ${LOG_LEVELS.join(', ')}` }).default('info'),
   arenaBytes: size(16 * 2 ** 20, 4 * GiB).optional(),
   ports: orEmpty(portDefaults),
@@ -243,7 +257,13 @@ const document = mapping({
       return byUid;
     },
   ),
+}).superRefine(({ threads, cpus: pinned }, ctx) => {
+  if (threads === undefined || pinned === undefined || threads === pinned.length) return;
+  ctx.addIssue({ code: 'custom', path: ['cpus'], message: otherCount(pinned, threads) });
 });
+
+const otherCount = (pinned: readonly number[], threads: number): string =>
+  `${pinned.length} CPUs for ${threads} datapath threads: must be one for each`;
 
 /** Ports that stand twice, each monitor being one of its own: [port, first VM, second VM, index in the second's list]. */
 function* sharedPorts(
@@ -281,8 +301,14 @@ export function parseConfig(text: string, file: string): DaemonConfig {
   if (doc.errors.length > 0) throw explainSyntax(source);
   const result = document.safeParse(doc.toJS() ?? {});
   if (!result.success) throw explainIssues(source, result.error.issues);
-  const { arenaBytes, runDir, ...rest } = result.data;
-  return { ...rest, runDir: runDir ?? defaultRunDir(), ...(arenaBytes === undefined ? {} : { arenaBytes }) };
+  const { arenaBytes, runDir, threads, cpus: pinned, ...rest } = result.data;
+  return {
+    ...rest,
+    runDir: runDir ?? defaultRunDir(),
+    threads: threads ?? pinned?.length ?? 1,
+    ...(pinned === undefined ? {} : { cpus: pinned }),
+    ...(arenaBytes === undefined ? {} : { arenaBytes }),
+  };
 }
 
 /** Reads a configuration file. @throws ConfigError, also if the file cannot be read */
@@ -321,9 +347,17 @@ export function mergeFlags(config: DaemonConfig, flags: HostFlags): DaemonConfig
     seen.add(name);
     vms[name] = { trustUnsealedMemory: false, ...vms[name], ports };
   }
-  const threads = flags.threads === undefined ? config.threads : Number(flags.threads);
+  const pinned =
+    flags.cpus === undefined ? config.cpus : flags.cpus.split(',').map((c) => (/^\d+$/.test(c) ? Number(c) : -1));
+  if (flags.cpus !== undefined && !cpus.safeParse(pinned).success)
+    faults.push(`--cpus ${flags.cpus}: must be ${what.cpus.replace('[0, 2]', '0,2')}`);
+  const threads =
+    flags.threads !== undefined ? Number(flags.threads) : flags.cpus !== undefined ? pinned!.length : config.threads;
   if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) {
     faults.push(`--threads ${flags.threads}: must be a whole number from 1 to ${MAX_THREADS}`);
+  }
+  if (faults.length === 0 && pinned !== undefined && pinned.length !== threads) {
+    faults.push(`--threads, --cpus: ${otherCount(pinned, threads)}`);
   }
   const logLevel = LOG_LEVELS.find((l) => l === (flags.logLevel ?? config.logLevel));
   if (logLevel === undefined) faults.push(`--log-level ${flags.logLevel}: must be one of ${LOG_LEVELS.join(', ')}`);
@@ -333,7 +367,14 @@ export function mergeFlags(config: DaemonConfig, flags: HostFlags): DaemonConfig
     }
   }
   if (faults.length > 0) throw new ConfigError(faults);
-  return { ...config, vms, threads, logLevel: logLevel ?? 'info', runDir: flags.runDir ?? config.runDir };
+  return {
+    ...config,
+    vms,
+    threads,
+    ...(pinned === undefined ? {} : { cpus: pinned }),
+    logLevel: logLevel ?? 'info',
+    runDir: flags.runDir ?? config.runDir,
+  };
 }
 
 /**

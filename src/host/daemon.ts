@@ -96,7 +96,7 @@ export class Daemon {
 
   async #start(): Promise<void> {
     const { config } = this;
-    this.#threads = await Threads.start(config.threads, config.arenaBytes, {
+    this.#threads = await Threads.start(config, {
       onKloopEvent: (thread, event) => this.#onKloopEvent(thread, event),
       onDevicesEvent: (event) => this.#onDevicesEvent(event),
       onFailure: (thread, error) => {

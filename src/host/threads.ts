@@ -5,6 +5,8 @@ import type { Command, KloopEvent } from '../kloop/index.ts';
 import { CTL, datapathMailbox, Mailbox, ringDoorbell } from '../kloop/index.ts';
 import type { KloopThreadData } from '../kloop/thread.ts';
 import { Arena, ArenaSpace } from '../memory/index.ts';
+import { usableCpus } from '../os/index.ts';
+import type { DaemonConfig } from './config.ts';
 import type { DevicesCommand, DevicesEvent } from './devices.ts';
 import type { DevicesThreadData } from './devices-thread.ts';
 
@@ -37,9 +39,16 @@ export class Threads {
 
   /**
    * Starts all threads; resolves when they run. Mail that comes before they look waits for them.
-   * @throws Error: one could not be started; none is left then
+   * @throws Error: a CPU is not to be had, or one could not be started; none is left then
    */
-  static async start(count: number, arenaBytes: number | undefined, hooks: ThreadHooks): Promise<Threads> {
+  static async start(
+    { threads: count, arenaBytes, cpus }: Pick<DaemonConfig, 'threads' | 'arenaBytes' | 'cpus'>,
+    hooks: ThreadHooks,
+  ): Promise<Threads> {
+    const usable = usableCpus();
+    const missing = cpus?.find((cpu) => !usable.includes(cpu));
+    if (missing !== undefined)
+      throw new Error(`cpus: CPU ${missing} is not one that this process may use (${usable.join(', ')})`);
     const datapaths: Datapath[] = [];
     const forDevices: DevicesThreadData['threads'][number][] = [];
     const toStart: { data: KloopThreadData; transfer: MessagePort[] }[] = [];
@@ -49,7 +58,8 @@ export class Threads {
       const control = new MessageChannel();
       const devices = new MessageChannel();
       const watcher = new MessageChannel();
-      const data = { memory: arena.memory, ctl, mail: [control.port2, devices.port2], watcher: watcher.port2 };
+      const mail = [control.port2, devices.port2];
+      const data = { memory: arena.memory, ctl, mail, watcher: watcher.port2, cpu: cpus?.[index] };
       toStart.push({ data, transfer: [control.port2, devices.port2, watcher.port2] });
       forDevices.push({ memory: arena.memory, ctl, mail: devices.port1, watcher: watcher.port1 });
       datapaths.push({

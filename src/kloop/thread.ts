@@ -5,6 +5,7 @@
 import type { MessagePort } from 'node:worker_threads';
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { Arena } from '../memory/index.ts';
+import { pinThread } from '../os/index.ts';
 import type { CommandMessage, ReplyMessage } from './client.ts';
 import type { Command, KloopEvent } from './commands.ts';
 import { CTL } from './commands.ts';
@@ -18,10 +19,13 @@ export interface KloopThreadData {
   readonly mail: readonly MessagePort[];
   /** To the devices thread: posted to when this thread is awake and unwatched (R15). */
   readonly watcher: MessagePort;
+  /** The CPU that the thread is pinned to; undefined: it goes where the kernel puts it. */
+  readonly cpu: number | undefined;
 }
 
 function main(data: KloopThreadData): void {
-  const { ctl, mail } = data;
+  const { ctl, mail, cpu } = data;
+  if (cpu !== undefined) pinThread(cpu);
   const arena = new Arena(data.memory);
   const post = (event: KloopEvent): void => parentPort?.postMessage(event);
   const kloop = new Kloop(arena, loadDatapath(data.memory), ctl, {

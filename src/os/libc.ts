@@ -78,6 +78,7 @@ export const libc = {
     'long',
   ),
   flock: fn<(fd: N, op: N) => N>('flock', ['int', 'int']),
+  sched_getaffinity: fn<(pid: N, bytes: N, mask: N) => N>('sched_getaffinity', ['int', 'size_t', 'size_t']),
   sched_setaffinity: fn<(pid: N, bytes: N, mask: N) => N>('sched_setaffinity', ['int', 'size_t', 'size_t']),
   sched_yield: fn<() => N>('sched_yield', []),
   _exit: fn<(status: N) => N>('_exit', ['int']),

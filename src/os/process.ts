@@ -53,6 +53,13 @@ export function shortTimeSlice(): boolean {
   return libc.syscall(SYS_sched_setattr, 0, attr.address, 0, 0) === 0;
 }
 
+/** The CPUs that the calling thread may use, in order. */
+export function usableCpus(): number[] {
+  const mask = scratch(128);
+  check(libc.sched_getaffinity(0, 128, mask.address), 'sched_getaffinity');
+  return Array.from({ length: 1024 }, (_, cpu) => cpu).filter((cpu) => (mask.u8[cpu >>> 3]! & (1 << (cpu & 7))) !== 0);
+}
+
 /** Pins the calling thread to one CPU, 0 to 1023. @throws SysError EINVAL: this process may not use such a CPU */
 export function pinThread(cpu: number): void {
   const mask = scratch(128);

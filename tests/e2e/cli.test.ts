@@ -2,13 +2,14 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readlinkSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import type { DaemonStatus } from '../../src/abi/index.ts';
 import type { DemoResult } from '../../src/cli/demo.ts';
 import type { PktGenResult } from '../../src/cli/pkt-gen/report.ts';
+import { usableCpus } from '../../src/os/index.ts';
 import { reported, until as untilHolds } from './ptnet.ts';
 
 /** Flags of pkt-gen for lines that say how many packets it has counted. */
@@ -216,6 +217,21 @@ test('pkt-gen: a sender whose packets nobody takes says what it waits for', asyn
   const { status, stdout } = await tx.ended;
   assert.equal(status, 0);
   assert.match(stdout, /^Sent 10 packets /m);
+});
+
+test('host --cpus: its datapath threads are pinned, and nothing else; a CPU that is none is an error', async (t) => {
+  const cpu = usableCpus().at(-1)!;
+  const daemon = await host(t, '--cpus', `${cpu}`);
+  const pid = list(daemon.runDir).pid;
+  const allowed = readdirSync(`/proc/${pid}/task`).map(
+    (task) => /^Cpus_allowed_list:\s+(.*)$/m.exec(readFileSync(`/proc/${pid}/task/${task}/status`, 'utf8'))?.[1],
+  );
+  const here = /^Cpus_allowed_list:\s+(.*)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1];
+  assert.equal(allowed.filter((cpus) => cpus !== here).length, usableCpus().length > 1 ? 1 : 0);
+  assert.ok(allowed.includes(`${cpu}`));
+  const { status, stderr } = run('host', '--run-dir', `${daemon.runDir}2`, '--cpus', '1023');
+  assert.equal(status, 1);
+  assert.match(stderr, /^ptnet: cpus: CPU 1023 is not one that this process may use \(.*\)\n$/m);
 });
 
 test('a configuration that cannot be read ends with 2', () => {

@@ -12,6 +12,7 @@ interface HostCommandFlags extends CommonFlags {
   readonly config?: string;
   readonly vm?: readonly string[];
   readonly threads?: string;
+  readonly cpus?: string;
   readonly logLevel?: string;
 }
 
@@ -23,7 +24,8 @@ export function hostCommand(): Command {
   ])
     .option('--config <file>', 'configuration file (YAML)')
     .option('--vm <name=port[,port...]>', 'give a virtual machine its ports; may be repeated', collect)
-    .option('--threads <n>', 'datapath threads (default: 1)')
+    .option('--threads <n>', 'datapath threads (default: 1, or one for each of --cpus)')
+    .option('--cpus <list>', 'pin the datapath threads to CPUs, the first to the first of them, e.g. 0,2')
     .option(
       '--log-level <level>',
       'how much is logged: silent, fatal, error, warn, info, debug or trace (default: info)',

@@ -58,7 +58,7 @@ test('a fault names file, line, column, path, value and what is allowed', () => 
     'p.yaml:3:12: ports.rxRings: is "one", must be a whole number from 1 to 16',
   ]);
   assert.deepEqual(faults('threads: 2\n\nthread: 1\n'), [
-    'p.yaml:3:1: thread: unknown key; allowed: runDir, threads, logLevel, arenaBytes, ports, vms, regions, interfaces, users',
+    'p.yaml:3:1: thread: unknown key; allowed: runDir, threads, cpus, logLevel, arenaBytes, ports, vms, regions, interfaces, users',
   ]);
   assert.deepEqual(faults('vms:\n  fw: {}\n'), [
     'p.yaml:2:3: vms.fw.ports: is missing, must be a list of port names, e.g. [vale0:fw]',
@@ -67,7 +67,7 @@ test('a fault names file, line, column, path, value and what is allowed', () => 
     'p.yaml:2:3: vms.a b: must be a VM name: letters, digits, "_", "." and "-", at most 32, e.g. fw',
   ]);
   assert.deepEqual(faults('- 1\n'), [
-    'p.yaml:1:1: the document: is a list, must be a mapping with keys of: runDir, threads, logLevel, arenaBytes, ports, vms, regions, interfaces, users',
+    'p.yaml:1:1: the document: is a list, must be a mapping with keys of: runDir, threads, cpus, logLevel, arenaBytes, ports, vms, regions, interfaces, users',
   ]);
 });
 
@@ -140,6 +140,22 @@ test('R21: the own user needs no entry in /etc/passwd', (t) => {
   assert.equal(execFileSync(process.execPath, args, { encoding: 'utf8' }), "[ '*' ] undefined\n");
 });
 
+test('CPUs are numbers, each once, as many as datapath threads', () => {
+  const { threads, cpus } = parseConfig('cpus: [2, 0]', 'p.yaml');
+  assert.deepEqual([threads, cpus], [2, [2, 0]]);
+  for (const list of ['[]', '[0, 0]', '1', '[0, 1024]', `[${Array.from({ length: 17 }, (_, i) => i).join()}]`]) {
+    assert.match(faults(`cpus: ${list}`)[0] ?? '', /^p\.yaml:1:\d+: cpus/, list);
+    assert.throws(
+      () => mergeFlags(defaultConfig(), { cpus: list.replace(/[[\] ]/g, '').replace(/^1$/, 'x') }),
+      ConfigError,
+    );
+  }
+  assert.deepEqual(faults('threads: 2\ncpus: [1]'), [
+    'p.yaml:2:1: cpus: 1 CPUs for 2 datapath threads: must be one for each',
+  ]);
+  assert.throws(() => mergeFlags(parseConfig('cpus: [0, 1]', 'p'), { threads: '3' }), /2 CPUs for 3 datapath threads/);
+});
+
 test('flags go over the file', () => {
   const file = parseConfig(
     'threads: 2\nvms: {a: {ports: [vale0:a], trustUnsealedMemory: true, vnetHdr: false}, b: {ports: [vale0:b]}}',
@@ -160,6 +176,9 @@ test('flags go over the file', () => {
   assert.equal(merged.runDir, '/r');
   assert.equal(merged.logLevel, 'debug');
   assert.equal(mergeFlags(file, {}).threads, 2);
+  const pinned = mergeFlags(defaultConfig(), { cpus: '3,0' });
+  assert.deepEqual([pinned.threads, pinned.cpus], [2, [3, 0]]);
+  assert.equal(mergeFlags(file, {}).cpus, undefined);
 });
 
 test('wrong flags are refused, all at once', () => {
