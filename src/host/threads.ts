@@ -45,10 +45,7 @@ export class Threads {
     { threads: count, arenaBytes, cpus }: Pick<DaemonConfig, 'threads' | 'arenaBytes' | 'cpus'>,
     hooks: ThreadHooks,
   ): Promise<Threads> {
-    const usable = usableCpus();
-    const missing = cpus?.find((cpu) => !usable.includes(cpu));
-    if (missing !== undefined)
-      throw new Error(`cpus: CPU ${missing} is not one that this process may use (${usable.join(', ')})`);
+    if (cpus !== undefined) checkCpus(cpus);
     const datapaths: Datapath[] = [];
     const forDevices: DevicesThreadData['threads'][number][] = [];
     const toStart: { data: KloopThreadData; transfer: MessagePort[] }[] = [];
@@ -132,4 +129,12 @@ export class Threads {
     this.#ending = true;
     for (const { ctl } of this.datapaths) ringDoorbell(ctl);
   }
+}
+
+/** @throws Error: a CPU is not one that this process may use */
+function checkCpus(cpus: readonly number[]): void {
+  const usable = usableCpus();
+  const missing = cpus.find((cpu) => !usable.includes(cpu));
+  if (missing === undefined) return;
+  throw new Error(`cpus: CPU ${missing} is not one that this process may use (${usable.join(', ')})`);
 }
