@@ -196,18 +196,33 @@ test('R20: a signal ends the daemon with clients attached; they say so in a line
   }
 });
 
-test('pkt-gen: when the port goes, what was counted is told before the error', async (t) => {
-  const daemon = await host(t);
-  const rx = start(t, 'pkt-gen', '--run-dir', daemon.runDir, '-i', 'vale0:b', '-f', 'rx', ...COUNTING);
-  await until(() => runs(daemon.runDir, 'vale0:b'));
-  assert.equal(run('pkt-gen', '--run-dir', daemon.runDir, '-i', 'vale0:a', '-f', 'tx', '-n', '10').status, 0);
-  await until(() => reported(rx.stderr) === 10);
-  assert.equal(run('stop', '--run-dir', daemon.runDir).status, 0);
-  const { status, stdout, stderr } = await rx.ended;
-  assert.equal(status, 1);
-  assert.match(stdout, /^Received 10 packets 600 bytes /m);
-  assert.match(stderr, /^ptnet: the daemon of port vale0:b is gone .*\n$/m);
-});
+for (const [what, last, flags, said] of [
+  ['rx', 'vale0:b', ['-f', 'rx'], /^Received 10 packets 600 bytes /m],
+  [
+    'rxseq',
+    'vale0:b',
+    ['-f', 'rxseq'],
+    /^Received 10 packets 600 bytes .*\n.*\nSequence: 0 lost in 0 gaps, 0 out of order$/m,
+  ],
+  ['rx -p', 'vale0:b-1', ['-f', 'rx', '-p', '2'], /^Received 10 packets 600 bytes /m],
+  ['tx -p', 'vale0:b-1', ['-f', 'tx', '-p', '2', '-R', '600'], /^Sent \d+ packets /m],
+] as const) {
+  test(`pkt-gen ${what}: when the port goes, what was counted is told before the error`, async (t) => {
+    const daemon = await host(t);
+    const gen = start(t, 'pkt-gen', '--run-dir', daemon.runDir, '-i', 'vale0:b', ...flags, ...COUNTING);
+    await until(() => runs(daemon.runDir, last));
+    const tx = ['-f', 'txseq', '-n', '10'];
+    assert.equal(run('pkt-gen', '--run-dir', daemon.runDir, '-i', 'vale0:a', ...tx).status, 0);
+    await until(() => reported(gen.stderr) >= 10);
+    assert.equal(run('stop', '--run-dir', daemon.runDir).status, 0);
+    const { status, stdout, stderr } = await gen.ended;
+    assert.equal(status, 1);
+    assert.match(stdout, said);
+    const [, told] = / (\d+) packets/.exec(stdout)!;
+    assert.ok(Number(told) >= reported(stderr), 'what the lines said, and what came after them');
+    assert.match(stderr, /^ptnet: the daemon of port vale0:b(-[01])? is gone .*\n$/m);
+  });
+}
 
 test('pkt-gen: a sender whose packets nobody takes says what it waits for', async (t) => {
   const daemon = await host(t);

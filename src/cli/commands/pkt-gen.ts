@@ -8,7 +8,7 @@ import { CaptureError, CaptureReader } from '../pcap/reader.ts';
 import { errno, pinThread, SysError } from '../../os/index.ts';
 import { FUNCTIONS, type Job, type PktGenFlags, parseJob } from '../pkt-gen/options.ts';
 import { pingLoop, pongLoop } from '../pkt-gen/ping-pong.ts';
-import { makeResult, type PktGenResult, summary } from '../pkt-gen/report.ts';
+import { makeResult, type Outcome, type PktGenResult, summary } from '../pkt-gen/report.ts';
 import { SequenceCheck } from '../pkt-gen/sequence.ts';
 import { type PktPort, Run } from '../pkt-gen/run.ts';
 import { Cancel } from '../signals.ts';
@@ -79,7 +79,7 @@ async function pktGen(flags: PktGenFlags & CommonFlags): Promise<void> {
     vnetHdr: job.vnetHdrLen > 0,
     ...(flags.runDir === undefined ? {} : { runDir: flags.runDir }),
   });
-  let result: PktGenResult;
+  let outcome: Outcome;
   const run = new Run(job, log);
   // The second signal ends the process at once: the handlers are gone then.
   const cancel = (): void => {
@@ -93,24 +93,19 @@ async function pktGen(flags: PktGenFlags & CommonFlags): Promise<void> {
     }
     introduce(job, port, job.json ? log : (text) => void process.stdout.write(text));
     if (job.waitSeconds > 0) await setTimeout(job.waitSeconds * 1000);
-    result = await runJob(port, run);
-  } catch (e) {
-    // The port is gone: what was counted until then is told all the same.
-    const { counters } = run;
-    if (counters.pkts > 0 && /^[rt]x/.test(job.func)) {
-      if (job.func.startsWith('tx')) counters.end = performance.now();
-      tell(job, makeResult(job, port.mac, counters));
-    }
-    throw e;
+    outcome = await runWhilePossible(port, run);
   } finally {
     process.off('SIGINT', cancel).off('SIGTERM', cancel);
     await port.close();
   }
-  tell(job, result);
+  tell(job, outcome);
 }
 
-const tell = (job: Job, result: PktGenResult): void =>
-  void process.stdout.write(job.json ? `${JSON.stringify(result)}\n` : summary(job, result));
+/** Prints what was counted. @throws what ended the run early */
+function tell(job: Job, { result, error }: Outcome): void {
+  if (result !== undefined) process.stdout.write(job.json ? `${JSON.stringify(result)}\n` : summary(job, result));
+  if (error !== undefined) throw error;
+}
 
 async function pktGenThreads(job: Job, runDir: string | undefined): Promise<void> {
   using cancel = new Cancel();
@@ -122,8 +117,7 @@ async function pktGenThreads(job: Job, runDir: string | undefined): Promise<void
     print(`${doing} ${job.port}: ${threads} queues, ${threads} threads and ${job.cpus || threads} cpus.\n`);
     if (job.waitSeconds > 0) await setTimeout(job.waitSeconds * 1000);
   };
-  const result = await runThreads({ ...job, rings }, runDir, log, opened, cancel);
-  tell(job, result);
+  tell(job, await runThreads({ ...job, rings }, runDir, log, opened, cancel));
 }
 
 /** The first packet of a capture. */
@@ -134,6 +128,18 @@ function packetOf(file: string): Uint8Array {
     return reader.data.slice();
   } finally {
     reader.close();
+  }
+}
+
+/** Runs a job on a port to its end; when the port goes before, tx and rx have a result all the same. */
+export async function runWhilePossible(port: PktPort, run: Run): Promise<Outcome> {
+  const { job, counters } = run;
+  try {
+    return { result: await runJob(port, run) };
+  } catch (error) {
+    if (counters.pkts === 0 || !/^[rt]x/.test(job.func)) return { error };
+    if (job.func.startsWith('tx')) counters.end = performance.now();
+    return { result: makeResult(job, port.mac, counters), error };
   }
 }
 
@@ -164,11 +170,10 @@ export async function runJob(port: PktPort, run: Run): Promise<PktGenResult> {
     case 'rx':
       await rxLoop(port, run);
       return makeResult(job, port.mac, counters);
-    case 'rxseq': {
-      const check = new SequenceCheck(port.rxRings.length, job.vnetHdrLen, run.log);
-      await rxLoop(port, run, check);
-      return { ...makeResult(job, port.mac, counters), sequence: check.result };
-    }
+    case 'rxseq':
+      counters.sequence = new SequenceCheck(port.rxRings.length, job.vnetHdrLen, run.log);
+      await rxLoop(port, run, counters.sequence);
+      return makeResult(job, port.mac, counters);
     case 'ping':
       return makeResult(job, port.mac, counters, await pingLoop(port, run, makeFrame()));
     case 'pong':

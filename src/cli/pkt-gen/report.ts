@@ -4,7 +4,7 @@
  */
 import type { Job } from './options.ts';
 import type { RttHistogram } from './rtt.ts';
-import type { SequenceResult } from './sequence.ts';
+import type { SequenceCheck, SequenceResult } from './sequence.ts';
 
 /** Reports over which -A looks back. */
 const RATE_WINDOW = 15;
@@ -20,6 +20,8 @@ export class Counters {
   /** Times of the first and the last batch, ms on performance.now's clock. */
   begin = 0;
   end = 0;
+  /** rxseq only. */
+  sequence: SequenceCheck | undefined;
 }
 
 /** `1234567` is "1.235 M": as pkt-gen writes numbers, before a unit. */
@@ -130,6 +132,14 @@ export interface PktGenResult {
   readonly sequence?: SequenceResult;
 }
 
+/** How a run ended. */
+export interface Outcome {
+  /** What was counted; nothing to tell if the run failed before anything was. */
+  readonly result?: PktGenResult;
+  /** Why it ended early: the port is gone, mostly. */
+  readonly error?: unknown;
+}
+
 export interface RttResult {
   readonly sent: number;
   readonly received: number;
@@ -156,6 +166,7 @@ export function makeResult(job: Job, mac: string, c: Counters, rtt?: RttHistogra
     bitsPerSecond: per(8 * c.bytes),
     averageBatch: c.events > 0 ? c.pkts / c.events : 0,
     ...(rtt === undefined ? {} : { rtt: rttResult(c, rtt) }),
+    ...(c.sequence === undefined ? {} : { sequence: c.sequence.result }),
   };
 }
 

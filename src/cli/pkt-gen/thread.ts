@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { parentPort, workerData } from 'node:worker_threads';
 import { openPort } from '../../api/index.ts';
 import { pinThread } from '../../os/index.ts';
-import { runJob } from '../commands/pkt-gen.ts';
+import { runWhilePossible } from '../commands/pkt-gen.ts';
 import { Run } from './run.ts';
 import type { ThreadData, ThreadMessage } from './threads.ts';
 
@@ -26,7 +26,7 @@ const run: Run = new Run(job, () => {
 main.on('message', () => {
   run.cancelled = true;
 });
-const result = await runJob(port, run);
+const outcome = await runWhilePossible(port, run);
 await port.close();
-post({ result });
+post({ outcome });
 main.close();

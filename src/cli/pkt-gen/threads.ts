@@ -4,7 +4,7 @@
  */
 import { Worker } from 'node:worker_threads';
 import type { Job } from './options.ts';
-import { Counters, IntervalReport, makeResult, type PktGenResult } from './report.ts';
+import { Counters, IntervalReport, makeResult, type Outcome } from './report.ts';
 
 /** What a thread is given. */
 export interface ThreadData {
@@ -18,7 +18,7 @@ export interface ThreadData {
 export type ThreadMessage =
   | { readonly open: { readonly mac: string } }
   | { readonly pkts: number; readonly bytes: number; readonly events: number }
-  | { readonly result: PktGenResult };
+  | { readonly outcome: Outcome };
 
 /** Name of ring pair i of a port: "vale0:x@lab" is "vale0:x-1@lab". */
 export function ringName(port: string, i: number): string {
@@ -31,18 +31,22 @@ export function share(total: number, threads: number, i: number): number {
   return total === 0 ? 0 : Math.floor(total / threads) + (i < total % threads ? 1 : 0);
 }
 
-/** Runs the threads to their end. @param opened called when all ports are open, before anything is sent */
+/**
+ * Runs the threads to their end; when one fails, the others end too, and what all have counted is the result.
+ * @param opened called when all ports are open, before anything is sent
+ */
 export async function runThreads(
   job: Job,
   runDir: string | undefined,
   log: (text: string) => void,
   opened: (mac: string) => Promise<void>,
   cancel: { readonly cancelled: boolean },
-): Promise<PktGenResult> {
+): Promise<Outcome> {
   const workers: Worker[] = [];
   const counts: { pkts: number; bytes: number; events: number }[] = [];
-  const results: Promise<PktGenResult>[] = [];
+  const outcomes: Promise<Outcome>[] = [];
   let mac = '';
+  let ended = false;
   try {
     for (let i = 0; i < job.threads; i++) {
       const own: Job = {
@@ -58,35 +62,40 @@ export async function runThreads(
       counts.push({ pkts: 0, bytes: 0, events: 0 });
       // One after the other: the first makes the port.
       await new Promise<void>((resolve, reject) => {
-        const result = new Promise<PktGenResult>((done, failed) => {
+        const outcome = new Promise<Outcome>((done, failed) => {
           worker.on('message', (message: ThreadMessage) => {
             if ('open' in message) {
               ({ mac } = message.open);
               resolve();
-            } else if ('result' in message) done(message.result);
-            else counts[i] = message;
+            } else if ('outcome' in message) {
+              ended ||= message.outcome.error !== undefined;
+              done(message.outcome);
+            } else counts[i] = message;
           });
           worker.on('error', failed);
           worker.on('exit', (code) => failed(new Error(`thread ${i} ended before its work was done (status ${code})`)));
         });
-        result.catch(reject); // it is awaited below, when all ports are open
-        results.push(result);
+        outcome.catch(reject); // it is awaited below, when all ports are open
+        outcomes.push(outcome);
       });
     }
-    const all = Promise.all(results);
+    const all = Promise.all(outcomes);
     all.catch(() => undefined); // likewise
     await opened(mac);
     for (const worker of workers) worker.postMessage('start');
     const report = new IntervalReport(job, log, performance.now());
     const ticks = setInterval(() => report.line(summed(counts), performance.now()), job.reportMs);
     const ending = setInterval(() => {
-      if (cancel.cancelled) for (const worker of workers) worker.postMessage('cancel');
+      if (cancel.cancelled || ended) for (const worker of workers) worker.postMessage('cancel');
     }, 50);
     try {
-      const each = await all;
+      const done = await all;
+      const each = done.flatMap(({ result }) => result ?? []);
       const sum = summed(each.map(({ packets: pkts, bytes, events }) => ({ pkts, bytes, events })));
-      sum.end = 1000 * Math.max(...each.map((r) => r.seconds));
-      return makeResult(job, mac, sum);
+      sum.end = 1000 * Math.max(0, ...each.map((r) => r.seconds));
+      const error = done.find((outcome) => outcome.error !== undefined)?.error;
+      const result = makeResult(job, mac, sum);
+      return error === undefined ? { result } : sum.pkts > 0 ? { result, error } : { error };
     } finally {
       clearInterval(ticks);
       clearInterval(ending);
