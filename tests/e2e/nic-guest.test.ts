@@ -3,7 +3,6 @@
  * switch that the machine's other port is on. Over veth pairs between network namespaces, as tests/nic.
  */
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -34,7 +33,7 @@ describe('a network card and a virtual machine', { concurrency: false, skip: nic
     lab.there.ip('link', 'set', 'veth3', 'up');
     lab.here.linksUp('veth2');
     lab.there.linksUp('veth3');
-    execFileSync('ip', ['netns', 'exec', lab.there.name, 'ethtool', '-K', 'veth3', 'tx', 'off', 'txvlan', 'off']);
+    lab.there.ethtool('-K', 'veth3', 'tx', 'off', 'txvlan', 'off');
     lab.there.ip('address', 'add', '10.9.1.1/24', 'dev', 'veth1');
     lab.there.ip('address', 'add', '10.9.3.1/24', 'dev', 'veth3');
     await lab.start({ vms: { n: { ports: ['netmap:veth0', 'vale0:n'] } } });

@@ -50,6 +50,10 @@ export class Namespace {
     return execFileSync('ip', ['-n', this.name, ...args], { encoding: 'utf8' });
   }
 
+  ethtool(...args: string[]): string {
+    return execFileSync('ip', ['netns', 'exec', this.name, 'ethtool', ...args], { encoding: 'utf8' });
+  }
+
   spawn(program: string, ...args: string[]): ChildProcess {
     return spawn('ip', ['netns', 'exec', this.name, program, ...args], { stdio: 'pipe' });
   }
@@ -208,8 +212,7 @@ export class NicLab {
       spawnSync('ip', ['netns', 'exec', ns.name, 'sysctl', '-qw', `net.ipv6.conf.${iface}.disable_ipv6=1`]);
       ns.ip('link', 'set', iface, 'mtu', String(mtu), 'up');
     }
-    const off = ['tx', 'off', 'txvlan', 'off', 'tso', 'off', 'gso', 'off'];
-    spawnSync('ip', ['netns', 'exec', this.there.name, 'ethtool', '-K', 'veth1', ...off]);
+    this.there.ethtool('-K', 'veth1', 'tx', 'off', 'txvlan', 'off', 'tso', 'off', 'gso', 'off');
     this.here.linksUp('veth0');
     this.there.linksUp('veth1');
   }

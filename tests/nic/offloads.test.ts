@@ -1,18 +1,13 @@
 /** Offloads that a port switched off are on again however the daemon ended, and nobody else's are touched (docs/nics.md). */
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, it } from 'node:test';
 import { type NetmapPort, openPort } from '../../src/api/index.ts';
-import { type Namespace, NicLab, nicSkip } from './nic-lab.ts';
+import { NicLab, nicSkip } from './nic-lab.ts';
 
 const ON = { gro: true, rxvlan: true };
 const OFF = { gro: false, rxvlan: false };
-
-function ethtool(ns: Namespace, ...args: string[]): string {
-  return execFileSync('ip', ['netns', 'exec', ns.name, 'ethtool', ...args], { encoding: 'utf8' });
-}
 
 describe('offloads of an interface that is a port', { skip: nicSkip() }, () => {
   let lab: NicLab;
@@ -20,13 +15,13 @@ describe('offloads of an interface that is a port', { skip: nicSkip() }, () => {
   beforeEach(async () => {
     lab = new NicLab();
     record = join(lab.runDir, 'offloads.json');
-    ethtool(lab.here, '-K', 'veth0', 'gro', 'on', 'rxvlan', 'on');
+    lab.here.ethtool('-K', 'veth0', 'gro', 'on', 'rxvlan', 'on');
     await lab.start();
   });
   afterEach(() => lab.close());
 
   function offloads(): { gro: boolean; rxvlan: boolean } {
-    const text = ethtool(lab.here, '-k', 'veth0');
+    const text = lab.here.ethtool('-k', 'veth0');
     const on = (feature: string): boolean => new RegExp(`^${feature}: on`, 'm').test(text);
     return { gro: on('generic-receive-offload'), rxvlan: on('rx-vlan-offload') };
   }
@@ -69,14 +64,14 @@ describe('offloads of an interface that is a port', { skip: nicSkip() }, () => {
   });
 
   it('that were off before, or belong to another interface of that name, stay off', async () => {
-    ethtool(lab.here, '-K', 'veth0', 'gro', 'off');
+    lab.here.ethtool('-K', 'veth0', 'gro', 'off');
     await killed();
     await lab.start();
     assert.deepEqual(offloads(), { gro: false, rxvlan: true });
     await killed();
     lab.here.ip('link', 'del', 'veth0');
     lab.wire();
-    ethtool(lab.here, '-K', 'veth0', 'gro', 'off', 'rxvlan', 'off');
+    lab.here.ethtool('-K', 'veth0', 'gro', 'off', 'rxvlan', 'off');
     await lab.start();
     await lab.logs('interface veth0, whose rxvlan had been on, is gone or another one now');
     assert.deepEqual(offloads(), OFF);

@@ -1,3 +1,4 @@
+/** A port of the api on a fake host (tests/unit/guest/fake-host.ts): what the tests of ports share. */
 import { NetmapPort } from '../../../src/api/port.ts';
 import { PtnetDriver } from '../../../src/guest/driver.ts';
 import { Memdev } from '../../../src/guest/memdev.ts';

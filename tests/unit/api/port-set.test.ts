@@ -1,3 +1,4 @@
+/** poll on several ports at once (src/api/port-set.ts). */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { POLLIN, POLLOUT } from '../../../src/api/port.ts';

@@ -1,3 +1,4 @@
+/** A port as applications use it (docs/api.md), on a fake host whose rings the test owns: rings and slots, sync, poll, wait, close. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import {

@@ -1,3 +1,4 @@
+/** Nothing is allocated for a packet in pkt-gen's loops. */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { test } from 'node:test';

@@ -1,3 +1,4 @@
+/** bridge's way of moving slots between two ports in plain memory, each in a region of its own or both in one; its options. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';

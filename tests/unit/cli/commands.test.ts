@@ -1,3 +1,4 @@
+/** What commands print and what they make of their words, without a daemon: vm's arguments, list's tables, errors, numbers. */
 import assert from 'node:assert/strict';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';

@@ -1,3 +1,4 @@
+/** dump: packets of a port as records of a capture, files in turn; its options. */
 import assert from 'node:assert/strict';
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';

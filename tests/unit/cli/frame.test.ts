@@ -1,3 +1,4 @@
+/** The packets that pkt-gen sends: headers, checksums, the walk through ranges, as RFC 791, 8200, 768 and 1071 have them. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';

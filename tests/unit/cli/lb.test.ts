@@ -1,3 +1,4 @@
+/** lb: the hash of a packet, and the balancer against a model that knows where every buffer is. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';

@@ -1,3 +1,4 @@
+/** nmreplay: the times, delays and losses that its models give to the packets of a trace; a capture sent through a port. */
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';

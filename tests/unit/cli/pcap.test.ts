@@ -1,3 +1,4 @@
+/** Captures, pcap and pcapng: what others write is read, what we write is read again, what is none is refused. */
 import assert from 'node:assert/strict';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';

@@ -1,3 +1,4 @@
+/** pkt-gen's functions on two ports joined by a wire in plain memory (fake-port.ts): what is sent, counted and printed; its options. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { runJob } from '../../../src/cli/commands/pkt-gen.ts';

@@ -1,3 +1,4 @@
+/** The configuration: defaults, faults with their place, flags over the file, and who may open what (R21). */
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';

@@ -1,3 +1,4 @@
+/** The driver on a fake host: its register accesses, what it refuses of a host, and its side of the protocol of rings. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import {

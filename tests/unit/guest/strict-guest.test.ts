@@ -1,3 +1,4 @@
+/** The strict guests: a host that keeps the rules satisfies them, and they catch each way of breaking one. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import {

@@ -1,3 +1,4 @@
+/** A PCI device behind a vfio-user socket as the driver sees it: registers, kicks, memory, vectors, descriptors. */
 import assert from 'node:assert/strict';
 import { setImmediate } from 'node:timers/promises';
 import { test } from 'node:test';

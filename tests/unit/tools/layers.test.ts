@@ -1,3 +1,4 @@
+/** Imports go one way, and docs/architecture.md says which; the linter itself is run on files that break it. */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';

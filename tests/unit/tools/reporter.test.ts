@@ -1,3 +1,4 @@
+/** The reporter of ./test, on test files of its own: what it counts, shows, and takes for a failure. */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
