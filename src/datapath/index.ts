@@ -32,7 +32,6 @@ import {
   kring_mon,
   kring_port,
   kring_num_slots,
-  kring_rhead,
   kring_signalled,
   kring_state,
   kring_zmon,
@@ -59,7 +58,7 @@ import {
   txReady,
   txsyncPrologue,
 } from './kring';
-import { monitorForget, monitorLink, monitorSent, monitorUnlink, nextMonitor } from './monitor';
+import { monitorForget, monitorLink, monitorUnlink, nextMonitor } from './monitor';
 import { nullRxsync, nullTxsync, sinkTxsync } from './null';
 import { nicArmReceiver, nicRxReady, nicRxsync, nicsAfter, nicsBefore, nicsReady, nicTxReady, nicTxsync } from './nic';
 import { pipeArmReceiver, pipeFreeze, pipeRxReady, pipeRxsync, pipeThaw, pipeTxOpen, pipeTxsync } from './pipe';
@@ -309,7 +308,6 @@ function txsync(d: usize, kr: usize): u32 {
   if (kind != DOMAIN_VALE) return sinkTxsync(d, kr, kring_drop_nodst);
   if (!txsyncPrologue(kr)) return 0;
   setArmed(kr, 0);
-  if (load<u32>(kr, kring_mon) != 0) monitorSent(d, kr, load<u32>(kr, kring_rhead));
   return valeTxsync(d, kr);
 }
 

@@ -29,6 +29,7 @@ import {
   kring_drop_stopped,
   kring_hwcur,
   kring_hwtail,
+  kring_mon,
   kring_num_bufs,
   kring_num_slots,
   kring_packets,
@@ -50,7 +51,7 @@ import {
   port_rx_rings,
   port_vnet_hdr_len,
 } from './layouts.generated';
-import { monitorMoved } from './monitor';
+import { monitorMoved, monitorSent } from './monitor';
 import { deliverOffload } from './offload';
 import { loadVnet } from './offload-vnet';
 import { bufValid, loadSlot, slotAt, slotIdx, slotLenFlags, storeSlot } from './peer';
@@ -83,6 +84,7 @@ export function valeTxsync(d: usize, kr: usize): u32 {
     j = next;
   } while (j != head && done < BATCH);
   bump(kr + kring_slots, done);
+  if (load<u32>(kr, kring_mon) != 0) monitorSent(d, kr, j);
   store<u32>(kr, j, kring_hwcur);
   store<u32>(kr, j == 0 ? n - 1 : j - 1, kring_hwtail);
   if (isWatched(kr)) monitorMoved(d, kr);

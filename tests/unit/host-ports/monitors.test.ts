@@ -74,6 +74,16 @@ test('R10: a monitor that is full loses packets and nobody else does; they are c
   await lab.close(a, b, monitor);
 });
 
+test('more frames than a turn sends: a copy monitor sees each once', async () => {
+  const many = { ...FRAMES, num: 1500 };
+  const a = await lab.open('vale0:a@conf:tx-slots=2048');
+  const monitor = await lab.open('vale0:a/t@conf:rx-slots=4096');
+  assert.ok(send(a, many));
+  receive(monitor, many, 'tx');
+  assert.equal(monitor.rxRings[0]!.space(), 0);
+  await lab.close(a, monitor);
+});
+
 test('one pair of rings of several, and as many rx rings as there are pairs', async () => {
   const a = await lab.open('vale0:a@conf:tx-rings=3,rx-rings=2');
   const [all, one] = [await lab.open('vale0:a/t'), await lab.open('vale0:a-2/t')];
