@@ -252,6 +252,8 @@ export const nic_queue = struct('nic_queue', 192, {
   /** 1: the card reaches the buffers itself. Else the errno for which it does not, 0 if that was not tried. */
   zero_copy: [124, 'u32'],
   copy_errno: [128, 'u32'],
+  /** 1: the next packet to send is a bad one, which waits until nothing is in flight. */
+  bad_waits: [132, 'u32'],
 });
 
 /** Arena addresses of krings, most the rings of a full switch and its monitors. */

@@ -37,6 +37,7 @@ import {
   kring_zmon,
   NETMAP_FIRST_BUF,
   nic_queue_active,
+  nic_queue_bad_waits,
   nic_queue_comp_cons,
   nic_queue_completion_consumer,
   nic_queue_completion_producer,
@@ -159,6 +160,18 @@ function waiting(q: usize): u32 {
   return ringCount(load<u32>(q, nic_queue_rx_producer)) - load<u32>(q, nic_queue_rx_cons);
 }
 
+/** Whether the frame received that is next is there, and fits into `room` slots. */
+function nextFits(q: usize, room: u32): bool {
+  const left = min(waiting(q), room);
+  if (left == 0) return false;
+  const mask = load<u32>(q, nic_queue_mask);
+  const desc: usize = load<u32>(q, nic_queue_rx_desc);
+  const cons = load<u32>(q, nic_queue_rx_cons);
+  let frags: u32 = 1;
+  while (frags < left && descContinues(desc, (cons + frags - 1) & mask)) frags++;
+  return !descContinues(desc, (cons + frags - 1) & mask);
+}
+
 /**
  * Puts frames received into slots of a ring from `pos` on, as far as they fit whole into `room` slots. Returns the slots.
  * @param rfrags whether a slot says how many its frame has (rx rings do)
@@ -256,6 +269,7 @@ function complete(q: usize, kr: usize): u32 {
  */
 function send(q: usize, kr: usize, from: u32, to: u32): u32 {
   if (from == to) return to;
+  store<u32>(q, 0, nic_queue_bad_waits);
   const n = load<u32>(kr, kring_num_slots);
   const ring: usize = load<u32>(kr, kring_ring);
   const bufs = load<u32>(kr, kring_num_bufs);
@@ -294,7 +308,10 @@ function send(q: usize, kr: usize, from: u32, to: u32): u32 {
       packets++;
       bytes += len;
     } else {
-      if (inFlight + prod - first != 0) break;
+      if (inFlight + prod - first != 0) {
+        store<u32>(q, 1, nic_queue_bad_waits);
+        break;
+      }
       store<u32>(q, next, nic_queue_done);
       bump(kr + kring_drop_bad, 1);
       bump(kr + kring_slots, distance(k, next, n));
@@ -377,9 +394,18 @@ export function nicArmReceiver(kr: usize): void {
 /** Whether `nicTxsync` would find something. */
 export function nicTxReady(kr: usize): bool {
   const q: usize = load<u32>(kr, kring_peer);
-  if (q == 0 && load<u64>(kr, kring_nic_opening) != 0) return false;
-  if (txReady(kr)) return true;
-  return q != 0 && ringCount(load<u32>(q, nic_queue_completion_producer)) != load<u32>(q, nic_queue_comp_cons);
+  if (q == 0) return load<u64>(kr, kring_nic_opening) == 0 && txReady(kr);
+  return completed(q) || (!badWaits(q) && txReady(kr));
+}
+
+/** Whether `complete` would find something. */
+function completed(q: usize): bool {
+  return ringCount(load<u32>(q, nic_queue_completion_producer)) != load<u32>(q, nic_queue_comp_cons);
+}
+
+/** Whether nothing can be sent before something is completed. */
+function badWaits(q: usize): bool {
+  return load<u32>(q, nic_queue_bad_waits) != 0 && load<u32>(q, nic_queue_in_flight) != 0;
 }
 
 /** Whether `nicRxsync` would find something. */
@@ -388,7 +414,7 @@ export function nicRxReady(kr: usize): bool {
   if (load<u32>(kr, kring_faulty) == 0 && loadHead(load<u32>(kr, kring_atok)) != load<u32>(kr, kring_rhead))
     return true;
   const n = load<u32>(kr, kring_num_slots);
-  return q != 0 && waiting(q) != 0 && distance(load<u32>(kr, kring_hwcur), load<u32>(kr, kring_hwtail), n) != n - 1;
+  return q != 0 && nextFits(q, n - 1 - distance(load<u32>(kr, kring_hwcur), load<u32>(kr, kring_hwtail), n));
 }
 
 /** What has to be done for queues before the rings are served: frames for switches, and for rings that are stopped. */
@@ -465,9 +491,9 @@ export function nicsReady(d: usize): u32 {
       if (load<u32>(rx, kring_state) != KRING_RUNNING && waiting(q) != 0) ready++;
       continue;
     }
-    const completed = ringCount(load<u32>(q, nic_queue_completion_producer)) != load<u32>(q, nic_queue_comp_cons);
-    const room = load<u32>(q, nic_queue_tx_head) != load<u32>(tx, kring_hwtail);
-    if (completed || (room && waiting(q) != 0) || load<u32>(rx, kring_hwtail) != load<u32>(q, nic_queue_sent)) ready++;
+    const room = distance(load<u32>(q, nic_queue_tx_head), load<u32>(tx, kring_hwtail), load<u32>(tx, kring_num_slots));
+    const sends = !badWaits(q) && load<u32>(rx, kring_hwtail) != load<u32>(q, nic_queue_sent);
+    if (completed(q) || nextFits(q, room) || sends) ready++;
   }
   return ready;
 }

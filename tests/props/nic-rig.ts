@@ -9,6 +9,7 @@ import {
   kring,
   MONITOR_ZCOPY,
   NETMAP_FIRST_BUF,
+  NS_MOREFRAG,
   netmap_slot,
   nic_queue,
   nm_csb_atok,
@@ -32,6 +33,8 @@ const FRAME_BYTES = 60;
 /** Where a frame has its number, behind the addresses. */
 const NUMBER_AT = 16;
 const [PRODUCER, CONSUMER, DESC] = [0, 64, 192];
+/** linux/if_xdp.h: the frame goes on in the next entry. */
+const XDP_PKT_CONTD = 1;
 
 type Ring = 'rx' | 'tx' | 'fill' | 'completion';
 
@@ -219,21 +222,23 @@ export class NicRig {
     this.#store('fill', CONSUMER, kernel.fill);
   }
 
-  /** A frame comes. @param which of the kernel's buffers it is put into */
-  arrive(which: number): void {
+  /** A frame comes. @param which of the kernel's buffers it is put into, and as many more as it has pieces */
+  arrive(which: number, pieces = 1): void {
     this.#takeFill();
     const kernel = this.#kernel;
-    if (kernel.owned.length === 0) return;
-    const [address] = kernel.owned.splice(which % kernel.owned.length, 1);
+    if (kernel.owned.length < pieces) return;
     const frame = ++this.#frames;
-    this.m.u8.set(frameBytes(frame), this.card.registration.regionAddr + address!);
-    const desc = DESC + 16 * (kernel.rx++ % N);
-    this.#store('rx', desc, address!);
-    this.#store('rx', desc + 4, 0);
-    this.#store('rx', desc + 8, FRAME_BYTES);
-    this.#store('rx', desc + 12, 0);
+    for (let left = pieces; left > 0; left--) {
+      const [address] = kernel.owned.splice(which % kernel.owned.length, 1);
+      this.m.u8.set(frameBytes(frame), this.card.registration.regionAddr + address!);
+      const desc = DESC + 16 * (kernel.rx++ % N);
+      this.#store('rx', desc, address!);
+      this.#store('rx', desc + 4, 0);
+      this.#store('rx', desc + 8, FRAME_BYTES);
+      this.#store('rx', desc + 12, left > 1 ? XDP_PKT_CONTD : 0);
+      this.#toRead.push(frame);
+    }
     this.#store('rx', PRODUCER, kernel.rx);
-    this.#toRead.push(frame);
   }
 
   /** The kernel has sent frames: they are as they were handed over. */
@@ -279,8 +284,8 @@ export class NicRig {
     for (let i = 0; i < count && rx.avail > 0; i++) {
       const arrived = this.#toRead.shift();
       if (!this.#spoiled) assert.equal(this.#number(rx.buf(rx.head)), arrived, 'what is read is what arrived');
+      if ((netmap_slot.get.flags(this.m, rx.slot(rx.head)) & NS_MOREFRAG) === 0) this.#released++;
       rx.head = rx.next(rx.head);
-      this.#released++;
     }
     rx.publish();
   }
@@ -304,6 +309,7 @@ export class NicRig {
   serve(): void {
     // In a switch, who receives keeps up.
     while (this.dp.serve(this.domain) > 0) if (this.#far !== undefined) this.read(4 * N);
+    assert.equal(this.dp.look(this.domain), 0, 'a thread that finds nothing to do sleeps');
     this.check();
   }
 
