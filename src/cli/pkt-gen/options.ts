@@ -133,11 +133,12 @@ export function parseJob(given: PktGenFlags): Job {
   const frags = whole('-F', flags.F ?? '1', 1, 63);
   if (func === 'txseq' && smallest !== undefined) throw new UsageError('-l twice (random sizes) is for tx');
   if (func === 'txseq' && flags.r) throw new UsageError('-r is for tx: packets of txseq have numbers');
+  const count = whole('-n', flags.n ?? '0', 0, Number.MAX_SAFE_INTEGER);
   if (smallest !== undefined && frags > 1) throw new UsageError('-l twice (random sizes) and -F exclude each other');
   return {
     port: portName(flags.i),
     func,
-    count: whole('-n', flags.n ?? '0', 0, Number.MAX_SAFE_INTEGER),
+    count,
     size,
     minSize: smallest === undefined ? 0 : whole('-l (second)', smallest, minSize, size - 1),
     burst: burst(flags.b, func, rate),
@@ -157,7 +158,8 @@ export function parseJob(given: PktGenFlags): Job {
     rubbish: flags.r ?? false,
     vnetHdrLen: vnetHdrLen(flags.H, func),
     rateStats: flags.A ?? false,
-    threads: threads(flags.p, func, flags.H),
+    // Each has a share of the count, and 0 has no end.
+    threads: Math.min(threads(flags.p, func, flags.H), count || Number.POSITIVE_INFINITY),
     cpu: flags.a === undefined ? -1 : whole('-a', flags.a, 0, 1023),
     cpus: whole('-c', flags.c ?? '0', 0, 1024),
     rings: rings(flags.C),

@@ -2,6 +2,7 @@
  * pkt-gen's tx and rx: netmap pkt-gen's sender_body and receiver_body. A turn is one poll and one batch per ring; per
  * packet there is a slot to write or read, and nothing is allocated.
  */
+import { setTimeout } from 'node:timers/promises';
 import { NS_BUF_CHANGED, NS_MOREFRAG, POLLIN, POLLOUT } from '../../api/index.ts';
 import { BUF_CHANGED, LEN, LEN_FLAGS, MOREFRAG, SLOT_WORDS } from '../slot-words.ts';
 import type { Packet } from './frame.ts';
@@ -169,14 +170,18 @@ export async function txLoop(port: PktPort, run: Run, frame: Packet): Promise<vo
   counters.end = performance.now();
 }
 
+/** How long the end of sending is waited for awake, ms. */
+const AWAKE_MS = 10;
+
 /**
  * Waits until the host has sent everything (nm_tx_pending), or 2 s after the end was asked for by a signal. After a
  * second it says so: a pipe holds what is sent until somebody receives.
  */
 async function flush(port: PktPort, run: Run): Promise<void> {
   port.txsync();
+  const begin = performance.now();
   let giveUp = Number.POSITIVE_INFINITY;
-  let sayAt = performance.now() + 1000;
+  let sayAt = begin + 1000;
   for (const ring of port.txRings) {
     while (ring.next(ring.tail) !== ring.head) {
       const now = performance.now();
@@ -187,6 +192,7 @@ async function flush(port: PktPort, run: Run): Promise<void> {
         run.log('waiting until all packets are taken: does anybody receive?\n');
       }
       await run.breathe(now);
+      if (now - begin > AWAKE_MS) await setTimeout(1);
       port.txsync();
     }
   }

@@ -1,6 +1,7 @@
 /** pkt-gen's functions on two ports joined by a wire in plain memory (fake-port.ts): what is sent, counted and printed; its options. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { runJob } from '../../../src/cli/commands/pkt-gen.ts';
 import { UsageError } from '../../../src/cli/errors.ts';
 import { type Job, type PktGenFlags, parseJob } from '../../../src/cli/pkt-gen/options.ts';
@@ -184,6 +185,20 @@ test('a signal ends a run, and the result is complete', async () => {
   assert.equal(result.packets, a.taken);
 });
 
+test('a sender whose packets nobody takes looks once a millisecond', async () => {
+  const [a] = wire();
+  const take = a.txsync.bind(a);
+  const looks: number[] = [];
+  a.txsync = () => void looks.push(performance.now());
+  const tx = run(a, { f: 'tx', n: '3' });
+  await sleep(100);
+  a.txsync = take;
+  assert.equal((await tx.done).packets, 3);
+  const late = looks.filter((at) => at > looks[0]! + 20);
+  // Timers of 1 ms may come by pairs.
+  assert.ok(late.length <= 2 * (looks.at(-1)! - looks[0]!), `${late.length} looks`);
+});
+
 test('ping and pong: every ping is answered, with addresses exchanged and checksums intact', async () => {
   const [a, b] = wire();
   const pong = run(b, { f: 'pong', n: '25' });
@@ -308,6 +323,11 @@ test('-p: shares of the count, names of the rings, and what it excludes', () => 
     [1001, 1000, 1000],
   );
   assert.equal(share(0, 3, 1), 0);
+  // A share of 0 would have no end.
+  assert.deepEqual(
+    ['1', '2', '3', '0'].map((n) => job({ f: 'tx', p: '3', n }).threads),
+    [1, 2, 3, 3],
+  );
   assert.equal(ringName('vale0:x', 2), 'vale0:x-2');
   assert.equal(ringName('vale0:x/x@lab', 0), 'vale0:x-0/x@lab');
   assert.throws(() => job({ f: 'ping', p: '2' }), /-p is for tx and rx/);
