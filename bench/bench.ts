@@ -2,6 +2,12 @@
 import type { Conditions, Quiet } from './quiet.ts';
 import { median } from './quiet.ts';
 
+/**
+ * How long packets flow before they are counted, ms. Processes of JavaScript and WebAssembly begin slowly: while half a dozen
+ * threads compile, for 0.3 to 0.5 s on two CPUs, a stream has a third of its rate.
+ */
+export const WARM_MS = 1000;
+
 /** A row of results: which bench, its parameters and figures. */
 export interface Row {
   readonly bench: string;

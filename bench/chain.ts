@@ -5,7 +5,7 @@
 import { setTimeout } from 'node:timers/promises';
 import { Lab } from '../src/cli/lab.ts';
 import type { Context, Row } from './bench.ts';
-import { conditions } from './bench.ts';
+import { conditions, WARM_MS } from './bench.ts';
 
 const BATCHES = [1, 8, 64, 256];
 const SLOTS = 4096;
@@ -37,12 +37,17 @@ async function chain(lab: Lab, batch: number, ms: number): Promise<number> {
   await lab.running('netmap:in}1');
   const source = lab.pktGen(['-i', end('in{1'), '-f', 'tx', '-b', String(batch)]);
   await lab.running('netmap:in{1');
+  const received = async (): Promise<number> =>
+    lab.port(await lab.status(), 'netmap:out}1')!.rxRings.reduce((n, { packets }) => n + packets, 0);
+  await setTimeout(WARM_MS);
+  const [before, begin] = [await received(), performance.now()];
   await setTimeout(ms);
+  const mpps = ((await received()) - before) / (performance.now() - begin) / 1e3;
   source.interrupt();
   await source.result;
   sink.interrupt();
-  const received = await sink.result;
+  await sink.result;
   await bridge.end();
   await Promise.all(['in{1', 'in}1', 'out{1', 'out}1'].map((name) => lab.closed(`netmap:${name}`)));
-  return received.packetsPerSecond / 1e6;
+  return mpps;
 }

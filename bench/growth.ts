@@ -13,6 +13,7 @@ import { BUF_SIZE } from '../src/host/config.ts';
 import { frame, learnedRig, mac } from '../tests/unit/datapath/rig.ts';
 import type { Context, Row } from './bench.ts';
 import { conditions } from './bench.ts';
+import { COMPILE_MS } from './datapath.ts';
 import { RX, stream, TX } from './guests.ts';
 import { residentBytes } from './process.ts';
 
@@ -83,7 +84,7 @@ function measurePorts(ports: number, active: number, ms: number): number {
     } while (elapsed < limit);
     return (received() - before) / elapsed / 1e3;
   };
-  run(ms / 4);
+  run(COMPILE_MS);
   const mpps = run(ms);
   rig.close();
   return mpps;

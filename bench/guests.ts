@@ -6,7 +6,7 @@ import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { Lab } from '../src/cli/lab.ts';
 import type { Context, Row } from './bench.ts';
-import { conditions } from './bench.ts';
+import { conditions, WARM_MS } from './bench.ts';
 
 /** The ends of a pipe. */
 export const PIPE_TX = 'netmap:bench{1';
@@ -30,7 +30,7 @@ export interface Stream {
 }
 
 export interface StreamResult {
-  /** Millions of packets a second, as the sender and the receiver counted them. */
+  /** Millions of packets a second that left the sender's rings, and that came into the receiver's. */
   readonly sentMpps: number;
   readonly mpps: number;
   /** Part of the packets that were dropped because the receiver's ring was full, 0 to 1. */
@@ -72,7 +72,11 @@ export async function benchGuests(context: Context): Promise<Row[]> {
   }
 }
 
-/** Sends for `ms` milliseconds, then closes both ports. @param during called while packets flow */
+/**
+ * Sends until code is compiled, then for `ms` milliseconds, in which packets are counted; then closes both ports.
+ * @param during called instead of waiting so long
+ * @throws Error if the receiver has not taken what the daemon counted
+ */
 export async function stream(lab: Lab, s: Stream, ms: number, during?: () => Promise<void>): Promise<StreamResult> {
   const pinned = s.cpu === undefined ? [] : ['-a', String(s.cpu)];
   const shape = ['-C', String(s.slots), ...pinned];
@@ -82,16 +86,29 @@ export async function stream(lab: Lab, s: Stream, ms: number, during?: () => Pro
   const packets = ['-l', String(s.size), '-b', String(s.batch), '-D', mac];
   const tx = lab.pktGen(['-i', s.tx, '-f', 'tx', ...packets, ...shape, ...rate]);
   await lab.running(s.tx);
+  await setTimeout(WARM_MS);
+  const before = await count(lab, s);
   await (during === undefined ? setTimeout(ms) : during());
+  const after = await count(lab, s);
   tx.interrupt();
-  const sent = await tx.result;
+  await tx.result;
   await setTimeout(SETTLE_MS);
+  const { received } = await count(lab, s);
   rx.interrupt();
-  const received = await rx.result;
+  const { packets: taken } = await rx.result;
+  if (taken !== received) throw new Error(`${s.rx} took ${taken} packets of ${received}`);
   await Promise.all([lab.closed(s.rx), lab.closed(s.tx)]);
-  return {
-    sentMpps: sent.packetsPerSecond / 1e6,
-    mpps: received.packetsPerSecond / 1e6,
-    dropped: 1 - received.packets / sent.packets,
-  };
+  const us = (after.ms - before.ms) * 1000;
+  const [sentMpps, mpps] = [(after.sent - before.sent) / us, (after.received - before.received) / us];
+  return { sentMpps, mpps, dropped: 1 - mpps / sentMpps };
+}
+
+/** What the daemon has counted of a stream so far, and when. */
+async function count(lab: Lab, { tx, rx }: Stream): Promise<{ ms: number; sent: number; received: number }> {
+  const status = await lab.status();
+  const ms = performance.now();
+  const sum = (rings: readonly { packets: number }[] = []): number => rings.reduce((n, { packets }) => n + packets, 0);
+  const received = sum(lab.port(status, rx)?.rxRings);
+  // The sender is gone at the end; then only what was received counts.
+  return { ms, sent: sum(lab.port(status, tx)?.txRings), received };
 }

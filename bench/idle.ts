@@ -6,7 +6,7 @@
 import { setTimeout } from 'node:timers/promises';
 import { Lab } from '../src/cli/lab.ts';
 import type { Context, Row } from './bench.ts';
-import { conditions } from './bench.ts';
+import { conditions, WARM_MS } from './bench.ts';
 import { RX, TX } from './guests.ts';
 import { cpuSeconds } from './process.ts';
 
@@ -33,8 +33,7 @@ async function load(lab: Lab, rate: number, ms: number): Promise<Omit<Row, 'benc
   const limit = Number.isFinite(rate) ? ['-R', String(rate)] : [];
   const tx = rate === 0 ? undefined : lab.pktGen(['-i', TX, '-f', 'tx', '-D', mac, ...limit]);
   if (tx !== undefined) await lab.running(TX);
-  // Everyone has compiled and settled.
-  await setTimeout(300);
+  await setTimeout(WARM_MS);
   const pids = [lab.daemonPid, rx.pid, ...(tx === undefined ? [] : [tx.pid])];
   const before = pids.map(cpuSeconds);
   const start = performance.now();

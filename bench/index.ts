@@ -60,6 +60,20 @@ const rounded = (row: Row): Record<string, unknown> =>
       .map(([key, v]) => [key, typeof v === 'number' && !Number.isInteger(v) ? Number(v.toPrecision(4)) : v]),
   );
 
+const HELP = `npm run bench [-- [OPTIONS] [NAME ...]]
+
+Measures, prints tables, and writes them to bench/results/ (docs/performance.md).
+NAME  what: ${Object.keys(benches).join(', ')};
+      without any: ${Object.keys(benches)
+        .filter((name) => benches[name]!.onlyByName !== true)
+        .join(', ')}
+
+  --ms N        time of a figure, ms
+  --rounds N    how often each figure is measured; the median counts
+  --wait S      seconds that may be spent waiting for a quiet machine, in all (60)
+  --only REGEX  figures of peers and nic, by what they are called and their size
+  -h, --help    this text`;
+
 function positive(name: string, text: string | undefined, least: number): number | undefined {
   if (text === undefined) return undefined;
   const value = Number(text);
@@ -71,9 +85,13 @@ async function main(args: readonly string[]): Promise<void> {
   const text = { type: 'string' } as const;
   const { values, positionals } = parseArgs({
     args: [...args],
-    options: { ms: text, rounds: text, wait: text, only: text },
+    options: { ms: text, rounds: text, wait: text, only: text, help: { type: 'boolean', short: 'h' } },
     allowPositionals: true,
   });
+  if (values.help === true) {
+    console.log(HELP);
+    return;
+  }
   const ms = positive('ms', values.ms, 1);
   const rounds = positive('rounds', values.rounds, 1);
   const waitSeconds = positive('wait', values.wait, 0) ?? 60;

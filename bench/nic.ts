@@ -9,19 +9,16 @@ import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import type { PktGenResult } from '../src/cli/pkt-gen/report.ts';
 import type { Namespace } from '../tests/nic/nic-lab.ts';
 import { NicLab, nicSkip } from '../tests/nic/nic-lab.ts';
 import type { Context, Row, Variant } from './bench.ts';
-import { conditions, interleave, ratio } from './bench.ts';
+import { conditions, interleave, ratio, WARM_MS } from './bench.ts';
 import { compilePrograms, programPath } from './programs.ts';
 
 const kernel = fileURLToPath(new URL('nic-kernel.js', import.meta.url));
 /** Bytes of a frame, without CRC. */
 const SIZES = [60, 1514];
 const SLOTS = '4096';
-/** Before counting begins. */
-const WARM_MS = 200;
 const DROP = 'kernel: XDP_DROP';
 const PACKET = 'kernel: packet sockets';
 /** Our ways of having a veth's frames: generic means by way of a bridge, which has no XDP of its own. */
@@ -74,11 +71,16 @@ function received(ns: Namespace, iface: string): number {
 }
 
 /** Millions of frames a second that an interface receives. */
-async function arriving(ns: Namespace, iface: string, ms: number): Promise<number> {
+function arriving(ns: Namespace, iface: string, ms: number): Promise<number> {
+  return growing(() => received(ns, iface), ms);
+}
+
+/** Millions a second by which a count grows. */
+async function growing(count: () => number | Promise<number>, ms: number): Promise<number> {
   await sleep(WARM_MS);
-  const [frames, begin] = [received(ns, iface), performance.now()];
+  const [before, begin] = [await count(), performance.now()];
   await sleep(ms);
-  return (received(ns, iface) - frames) / (performance.now() - begin) / 1000;
+  return ((await count()) - before) / (performance.now() - begin) / 1000;
 }
 
 /** pkt-gen on our port. @throws Error: it has the interface in another way than it should */
@@ -87,21 +89,19 @@ async function pktGen(
   [lab, iface]: [NicLab, string],
   mode: Mode,
   ...args: string[]
-): Promise<() => Promise<PktGenResult>> {
+): Promise<() => Promise<void>> {
   const port = `netmap:${iface}`;
   const options = ['--run-dir', lab.runDir, '--json', '-i', port, '-C', SLOTS];
   const child = running.add(lab.here.ptnet('pkt-gen', ...options, ...args));
-  let text = '';
   let errors = '';
-  child.stdout!.setEncoding('utf8').on('data', (t: string) => (text += t));
+  child.stdout!.resume();
   child.stderr!.setEncoding('utf8').on('data', (t: string) => (errors += t));
   const closed = once(child, 'close');
-  const end = async (): Promise<PktGenResult> => {
+  const end = async (): Promise<void> => {
     child.kill('SIGINT');
     await closed;
     while ((await lab.ports()).length > 0) await sleep(10);
     if (child.exitCode !== 0) throw new Error(`pkt-gen: ${errors}`);
-    return JSON.parse(text) as PktGenResult;
   };
   while (child.exitCode === null) {
     const found = (await lab.ports()).find((p) => p.name === port && p.running);
@@ -147,8 +147,12 @@ function variants(lab: NicLab, c: boolean, side: 'receive' | 'send', size: numbe
       }
       const end = await pktGen(running, port, mode, '-f', 'rx');
       await source(running);
-      await sleep(ms);
-      return (await end()).packetsPerSecond / 1e6;
+      const mpps = await growing(async () => {
+        const found = (await lab.ports()).find((p) => p.name === `netmap:${iface}`);
+        return found!.rxRings.reduce((n, { packets }) => n + packets, 0);
+      }, ms);
+      await end();
+      return mpps;
     };
     return variant(ptnet(mode), measure, iface);
   });

@@ -20,6 +20,8 @@ import { compilePrograms } from './programs.ts';
 
 /** Bytes of a packet, without CRC. */
 const SIZES = [64, 1500];
+/** Slots of the rings of two guests through VALE. */
+const SLOTS = [4096, 2048, 1024];
 /** Ratios that are wanted: of a figure by another one, and the goal. */
 const GOALS: readonly { readonly size: number; readonly of: string; readonly by: string; readonly goal: number }[] = [
   { size: 64, of: 'datapath, VALE', by: 'C: VALE, 1 thread', goal: 1 },
@@ -30,8 +32,10 @@ const GOALS: readonly { readonly size: number; readonly of: string; readonly by:
   { size: 64, of: 'guests, VALE, 4096 slots', by: 'DPDK memif', goal: 0.9 },
   { size: 1500, of: 'guests, VALE, 4096 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
   { size: 64, of: 'guests, VALE, 1024 slots', by: 'DPDK memif', goal: 0.45 },
+  { size: 1500, of: 'guests, VALE, 2048 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
   { size: 1500, of: 'guests, VALE, 1024 slots', by: 'C: memcpy, 2 processes', goal: 0.425 },
   { size: 1500, of: 'guests placed, VALE, 4096 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
+  { size: 1500, of: 'guests placed, VALE, 2048 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
   { size: 1500, of: 'guests placed, VALE, 1024 slots', by: 'C: memcpy, 2 processes', goal: 0.425 },
   { size: 64, of: 'guests, pipe, 4096 slots', by: 'DPDK memif', goal: 1.7 },
   { size: 1500, of: 'guests, pipe, 4096 slots', by: 'DPDK memif', goal: 4 },
@@ -64,11 +68,11 @@ export async function benchPeers(context: Context): Promise<Row[]> {
     for (const size of SIZES) {
       const variants: Variant[] = [
         { name: 'datapath, VALE', run: () => measureDatapath(size, 256, 1024, 256, ms / 4) },
-        ...[4096, 1024].map((slots) => ({
+        ...SLOTS.map((slots) => ({
           name: `guests, VALE, ${slots} slots`,
           run: async () => (await stream(lab, { tx: TX, rx: RX, size, slots, batch: slots / 4 }, ms)).mpps,
         })),
-        ...(placed === undefined ? [] : [4096, 1024]).map((slots) => ({
+        ...(placed === undefined ? [] : SLOTS).map((slots) => ({
           name: `guests placed, VALE, ${slots} slots`,
           run: async () =>
             (await stream(placed!, { tx: TX, rx: RX, size, slots, batch: slots / 4, cpu: guestsCpu! }, ms)).mpps,
