@@ -43,13 +43,14 @@ export function copyFrame(src: usize, dst: usize, len: u32): void {
 export function copyLong(src: usize, dst: usize, len: u32): void {
   const over = dst - src;
   const last = src + len - 64;
-  for (; src < last; src += 64) copy64(src, src + over);
+  for (const last2 = last - 64; src < last2; src += 128) copy128(src, src + over);
+  if (src < last) copy64(src, src + over);
   copy64(last, last + over);
 }
 
-/** Loads a byte of every other line of a frame, so that they are on their way here while something else is done. */
+/** Loads a byte of every line of a frame, so that they are on their way here while something else is done. */
 export function touch(src: usize, len: u32): void {
-  for (const end = src + len; src < end; src += 128) load<u8>(src);
+  for (const end = src + len; src < end; src += 64) load<u8>(src);
 }
 
 /** Copies any number of bytes between any addresses that do not overlap. */
@@ -62,6 +63,25 @@ export function copyBytes(src: usize, dst: usize, len: u32): void {
   // src is now past the start of the last block, by as much as dst is.
   const over = (0 - len) & 63;
   copy64(src - over, dst - over);
+}
+
+function copy128(src: usize, dst: usize): void {
+  const a = v128.load(src);
+  const b = v128.load(src, 16);
+  const c = v128.load(src, 32);
+  const d = v128.load(src, 48);
+  const e = v128.load(src, 64);
+  const f = v128.load(src, 80);
+  const g = v128.load(src, 96);
+  const h = v128.load(src, 112);
+  v128.store(dst, a);
+  v128.store(dst, b, 16);
+  v128.store(dst, c, 32);
+  v128.store(dst, d, 48);
+  v128.store(dst, e, 64);
+  v128.store(dst, f, 80);
+  v128.store(dst, g, 96);
+  v128.store(dst, h, 112);
 }
 
 function copy64(src: usize, dst: usize): void {
