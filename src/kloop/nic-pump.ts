@@ -32,6 +32,8 @@ export class FramePump {
   readable = true;
   /** When to try again while nothing says so. */
   lookAt = 0;
+  /** Whether something may be left to be read, for want of buffers. */
+  #starved = false;
   readonly #m: Views;
   readonly #base: number;
   readonly #umem: number;
@@ -79,10 +81,20 @@ export class FramePump {
     this.#counters = { tx: config.txKring, receives };
   }
 
+  /** Whether `receive` may find something. */
+  get due(): boolean {
+    return this.readable || (this.#starved && (this.#filled() - this.#fillCons) >>> 0 >= this.#pieces);
+  }
+
+  #filled(): number {
+    return Atomics.load(this.#m.i32, this.#word('fill', 'producer')) >>> 0;
+  }
+
   /** Reads frames into buffers of the fill ring. Returns how many. */
   receive(): number {
     const i32 = this.#m.i32;
-    const filled = Atomics.load(i32, this.#word('fill', 'producer')) >>> 0;
+    const filled = this.#filled();
+    this.#starved = false;
     const desc = this.#at.rx + FramePump.rings.rx.desc;
     const fill = this.#at.fill + FramePump.rings.fill.desc;
     let frames = 0;
@@ -91,6 +103,7 @@ export class FramePump {
       if ((filled - this.#fillCons) >>> 0 < pieces) {
         // The longest frame would not fit: it waits in the descriptor until the ring's user has released more.
         this.readable = false;
+        this.#starved = true;
         break;
       }
       for (let i = 0; i < pieces; i++) {

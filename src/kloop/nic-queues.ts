@@ -231,7 +231,7 @@ export class NicQueues {
   get due(): boolean {
     for (const q of this.#queues) {
       if (q.retryAt !== 0 && performance.now() >= q.retryAt) return true;
-      if (q.pump !== undefined && q.pump.readable) return true;
+      if (q.pump !== undefined && q.pump.due) return true;
     }
     return false;
   }
@@ -312,7 +312,7 @@ export class NicQueues {
       pump.lookAt = now + PUMP_EVERY_MS;
       pump.readable = true;
     }
-    return pump.send() + (pump.readable ? pump.receive() : 0);
+    return pump.send() + (pump.due ? pump.receive() : 0);
   }
 
   #again(queue: Queue): void {
