@@ -48,7 +48,10 @@ export const MTU_MAX = 9000;
 
 /** Frames of one direction before the other has its turn. */
 const BUDGET = 64;
-/** Empty turns before sleeping. */
+/**
+ * µs of empty turns before sleeping. Not `Spin` of src/os: that looks at memory, some hundred times if it pays; here each look is a
+ * system call for each queue, so that a sleep costs no more than a few of them.
+ */
 const SPIN_US = 20;
 /** The event loop has its turn at least this often. */
 const YIELD_MS = 5;
