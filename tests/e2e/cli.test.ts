@@ -18,6 +18,7 @@ const COUNTING = ['-N', '-T', '100'];
 interface Started {
   readonly child: ChildProcess;
   /** What it has said by now. */
+  readonly stdout: string;
   readonly stderr: string;
   /** Resolves at the end. */
   readonly ended: Promise<{ status: number | null; stdout: string; stderr: string }>;
@@ -32,6 +33,9 @@ function start(t: TestContext, ...args: string[]): Started {
   child.stderr.on('data', (d: Buffer) => (stderr += d.toString()));
   return {
     child,
+    get stdout() {
+      return stdout;
+    },
     get stderr() {
       return stderr;
     },
@@ -223,6 +227,21 @@ for (const [what, last, flags, said] of [
     assert.match(stderr, /^ptnet: the daemon of port vale0:b(-[01])? is gone .*\n$/m);
   });
 }
+
+test('pkt-gen -w: a signal ends the waiting, and nothing is sent', async (t) => {
+  const daemon = await host(t);
+  for (const [name, threads] of [
+    ['vale0:b', '1'],
+    ['vale0:c', '2'],
+  ] as const) {
+    const tx = start(t, 'pkt-gen', '--run-dir', daemon.runDir, '-i', name, '-f', 'tx', '-w', '3600', '-p', threads);
+    await until(() => tx.stdout.includes(`Sending on ${name}`));
+    tx.child.kill('SIGINT');
+    const { status, stdout } = await tx.ended;
+    assert.equal(status, 0);
+    assert.match(stdout, /\nSent nothing\.\n$/);
+  }
+});
 
 test('pkt-gen: a sender whose packets nobody takes says what it waits for', async (t) => {
   const daemon = await host(t);

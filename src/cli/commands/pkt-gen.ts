@@ -92,7 +92,7 @@ async function pktGen(flags: PktGenFlags & CommonFlags): Promise<void> {
       throw new SysError(`-H ${job.vnetHdrLen}: port ${job.port} grants ${port.vnetHdrLen} bytes`, errno.ENOTSUP);
     }
     introduce(job, port, job.json ? log : (text) => void process.stdout.write(text));
-    if (job.waitSeconds > 0) await setTimeout(job.waitSeconds * 1000);
+    await pause(job, run);
     outcome = await runWhilePossible(port, run);
   } finally {
     process.off('SIGINT', cancel).off('SIGTERM', cancel);
@@ -115,9 +115,17 @@ async function pktGenThreads(job: Job, runDir: string | undefined): Promise<void
     const print = job.json ? log : (text: string) => void process.stdout.write(text);
     const doing = job.func === 'tx' ? 'Sending on' : 'Receiving from';
     print(`${doing} ${job.port}: ${threads} queues, ${threads} threads and ${job.cpus || threads} cpus.\n`);
-    if (job.waitSeconds > 0) await setTimeout(job.waitSeconds * 1000);
+    await pause(job, cancel);
   };
   tell(job, await runThreads({ ...job, rings }, runDir, log, opened, cancel));
+}
+
+/** -w, unless a signal ends it. */
+async function pause({ waitSeconds }: Job, cancel: { readonly cancelled: boolean }): Promise<void> {
+  const end = performance.now() + waitSeconds * 1000;
+  for (let left = waitSeconds * 1000; left > 0 && !cancel.cancelled; left = end - performance.now()) {
+    await setTimeout(Math.min(left, 100));
+  }
 }
 
 /** The first packet of a capture. */

@@ -14,6 +14,9 @@ export interface ThreadData {
   readonly job: Job;
 }
 
+/** What it is told: to begin; to end (perhaps before that). */
+export type ThreadOrder = 'start' | 'cancel';
+
 /** What it says: its port is open; where it stands; that it is done. */
 export type ThreadMessage =
   | { readonly open: { readonly mac: string } }
@@ -82,11 +85,13 @@ export async function runThreads(
     const all = Promise.all(outcomes);
     all.catch(() => undefined); // likewise
     await opened(mac);
-    for (const worker of workers) worker.postMessage('start');
+    const tell = (order: ThreadOrder): void => workers.forEach((worker) => worker.postMessage(order));
+    if (cancel.cancelled) tell('cancel');
+    tell('start');
     const report = new IntervalReport(job, log, performance.now());
     const ticks = setInterval(() => report.line(summed(counts), performance.now()), job.reportMs);
     const ending = setInterval(() => {
-      if (cancel.cancelled || ended) for (const worker of workers) worker.postMessage('cancel');
+      if (cancel.cancelled || ended) tell('cancel');
     }, 50);
     try {
       const done = await all;
