@@ -49,8 +49,8 @@ export const MTU_MAX = 9000;
 /** Frames of one direction before the other has its turn. */
 const BUDGET = 64;
 /**
- * µs of empty turns before sleeping. Not `Spin` of src/os: that looks at memory, some hundred times if it pays; here each look is a
- * system call for each queue, so that a sleep costs no more than a few of them.
+ * µs of empty turns before sleeping. Not `Spin` of src/os, which may go on for longer: its looks are at memory, here each is
+ * a system call for each queue.
  */
 const SPIN_US = 20;
 /** The event loop has its turn at least this often. */
