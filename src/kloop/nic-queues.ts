@@ -110,9 +110,10 @@ interface Queue {
   readonly address: number;
   xsk: Xsk | undefined;
   pump: FramePump | undefined;
-  /** Arena addresses of the flags of the fill ring and the tx ring. */
+  /** Arena addresses of the flags of the fill ring and the tx ring, and of the latter's consumer. */
   fillFlags: number;
   txFlags: number;
+  txConsumer: number;
   /** Not open, on purpose: its slots are being rewritten. */
   frozen: boolean;
   /** When to try again to open it, and since when; 0: not. */
@@ -152,6 +153,7 @@ export class NicQueues {
       pump: undefined,
       fillFlags: 0,
       txFlags: 0,
+      txConsumer: 0,
       frozen: false,
       retryAt: 0,
       failingSince: 0,
@@ -274,18 +276,21 @@ export class NicQueues {
 
   #kick(queue: Queue, xsk: Xsk): number {
     const { m } = this.#arena;
+    let moved = 0;
     if (xsk.zeroCopy) {
       // The driver sends by itself until it has nothing to send.
       const waits = (m.u32[queue.txFlags >>> 2]! & XDP_RING_NEED_WAKEUP) !== 0;
       if (waits && nic_queue.get.in_flight(m, queue.address) !== 0) xsk.kickTx();
       nic_queue.set.kick(m, queue.address, 0);
     } else if (nic_queue.get.kick(m, queue.address) !== 0) {
+      const taken = m.u32[queue.txConsumer >>> 2];
       const e = xsk.kickTx();
       if (e === 0) nic_queue.set.kick(m, queue.address, 0);
-      else if (e === errno.EAGAIN) return 1; // more than one call sends
+      // More than one call sends; or, if it sent nothing, more than there is room for on the way out.
+      else if (e === errno.EAGAIN && m.u32[queue.txConsumer >>> 2] !== taken) moved = 1;
     }
     if ((m.u32[queue.fillFlags >>> 2]! & XDP_RING_NEED_WAKEUP) !== 0) xsk.kickRx();
-    return 0;
+    return moved;
   }
 
   /** Frames for which the kernel found no buffer or no room, in the counters of the ring that receives. */
@@ -375,6 +380,7 @@ export class NicQueues {
     }
     queue.fillFlags = at.fill + rings.fill.flags;
     queue.txFlags = at.tx + rings.tx.flags;
+    queue.txConsumer = at.tx + rings.tx.consumer;
     try {
       this.#describe(queue, rings);
       this.#datapath.nicUp(config.domain, address);
