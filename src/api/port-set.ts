@@ -15,6 +15,8 @@ export class PortSet {
   /** Those of `events` that held when `poll` returned. */
   readonly revents: number[];
   readonly #pollSet: PollSet;
+  /** Longest sleep: a device without interrupts says how often to look. */
+  readonly #pollMs: number;
   readonly #spin = new Spin(0);
   readonly #moved = (): boolean => {
     for (let i = 0; i < this.ports.length; i++) if (this.ports[i]!.pollParts.moved(this.events[i]!)) return true;
@@ -25,6 +27,7 @@ export class PortSet {
     this.ports = ports;
     this.events = ports.map(() => 0);
     this.revents = ports.map(() => 0);
+    this.#pollMs = Math.min(...ports.map(({ pollParts: { pollMs } }) => pollMs ?? Number.POSITIVE_INFINITY));
     this.#pollSet = new PollSet(
       ports.flatMap(({ pollParts: { fds } }) => fds.map((fd, i) => ({ fd, events: i === 2 ? 0 : POLLIN }))),
     );
@@ -53,8 +56,10 @@ export class PortSet {
         const begin = performance.now();
         const left = end - begin;
         if (now !== 0 || left <= 0) return now;
-        const n = this.#pollSet.poll(left === Number.POSITIVE_INFINITY ? -1 : Math.min(Math.ceil(left), MAX_INT));
+        const sleep = Math.min(left, this.#pollMs);
+        const n = this.#pollSet.poll(sleep === Number.POSITIVE_INFINITY ? -1 : Math.min(Math.ceil(sleep), MAX_INT));
         this.#spin.slept((performance.now() - begin) * 1000);
+        if (n === 0 && sleep < left) continue; // a device without interrupts
         if (n === 0) return this.#sync();
         for (let i = 0; i < this.ports.length; i++) {
           const [tx, rx, hangup] = [3 * i, 3 * i + 1, 3 * i + 2];

@@ -18,7 +18,7 @@ export interface WaitOptions {
   readonly signal?: AbortSignal;
 }
 
-/** Longest time-out that poll(2) takes, ms. */
+/** Longest time-out that poll(2) and setTimeout take, ms. */
 const MAX_INT = 0x7fff_ffff;
 /** So often a user who neither polls nor waits looks whether the daemon is there; a look is one system call. */
 const LOOK_EVERY_CALLS = 1024;
@@ -30,6 +30,8 @@ const HANGUP = 2;
 export interface PollParts {
   /** Descriptors: interrupts of tx rings, of rx rings, the end of the daemon. */
   readonly fds: readonly [number, number, number];
+  /** If the device has no interrupts: how often to look, in ms. */
+  readonly pollMs: number | undefined;
   /** Syncs as poll does; returns those of `events` that hold. @throws SysError ENODEV */
   readonly sync: (events: number) => number;
   /** Whether the host has moved a ring of the wanted directions since then. */
@@ -112,6 +114,7 @@ export class NetmapPort {
     this.#pollSet = new PollSet(fds.map((fd, i) => ({ fd, events: i === HANGUP ? 0 : POLLIN })));
     this.pollParts = {
       fds,
+      pollMs: driver.pci.pollMs,
       sync: (events) => this.#syncAll(events),
       moved: (events) => this.#moved(events),
       want: (events) => this.#want(events),
@@ -207,17 +210,20 @@ export class NetmapPort {
     this.#want(events);
     let timer: NodeJS.Timeout | undefined;
     let expired = false;
-    let wakeUp: (() => void) | undefined;
-    const onAbort = (): void => wakeUp?.();
+    let wakeUp = (): void => undefined;
+    const onAbort = (): void => wakeUp();
     signal?.addEventListener('abort', onAbort);
     if (timeoutMs > 0) {
-      timer = setTimeout(() => {
-        expired = true;
-        wakeUp?.();
-      }, timeoutMs);
+      timer = setTimeout(
+        () => {
+          expired = true;
+          wakeUp();
+        },
+        Math.min(timeoutMs, MAX_INT),
+      );
     }
     const { pollMs } = this.#driver.pci;
-    const look = pollMs === undefined ? undefined : setInterval(() => wakeUp?.(), pollMs);
+    const look = pollMs === undefined ? undefined : setInterval(() => wakeUp(), pollMs);
     try {
       for (;;) {
         ready = this.#syncAll(events);
@@ -228,6 +234,7 @@ export class NetmapPort {
           this.#wakeUps.add(resolve);
           this.#watch();
         });
+        this.#wakeUps.delete(wakeUp); // which a time-out may have called
       }
     } finally {
       clearTimeout(timer);

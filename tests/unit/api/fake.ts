@@ -7,8 +7,11 @@ import type { FakeConfig } from '../guest/fake-host.ts';
 import { FakeHost } from '../guest/fake-host.ts';
 
 /** A port on a fake host; `socket` is the host's end of what the port takes for its connection. */
-export async function openFake(config: FakeConfig = {}): Promise<{ host: FakeHost; port: NetmapPort; socket: number }> {
+export async function openFake(
+  config: FakeConfig & { readonly pollMs?: number } = {},
+): Promise<{ host: FakeHost; port: NetmapPort; socket: number }> {
   const host = new FakeHost(config);
+  if (config.pollMs !== undefined) host.ptnet.pollMs = config.pollMs;
   const [guestEnd, socket] = socketPair();
   host.ptnet.hangupFd = guestEnd;
   const memdev = await Memdev.attach(host.memdev);

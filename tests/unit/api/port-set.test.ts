@@ -1,9 +1,10 @@
 /** poll on several ports at once (src/api/port-set.ts). */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { Worker } from 'node:worker_threads';
 import { POLLIN, POLLOUT } from '../../../src/api/port.ts';
 import { PortSet } from '../../../src/api/port-set.ts';
-import { nm_csb_atok } from '../../../src/abi/index.ts';
+import { nm_csb_atok, nm_csb_ktoa } from '../../../src/abi/index.ts';
 import { closeFd } from '../../../src/os/index.ts';
 import { openFake } from './fake.ts';
 
@@ -51,4 +52,32 @@ test('poll on several ports: who is ready, time-outs, interrupts only meanwhile,
   await a.port.close();
   await b.port.close();
   closeFd(a.socket);
+});
+
+test('poll on several ports: one whose device has no interrupts is looked at all the same', async () => {
+  const [a, b] = [await openFake({ slots: 8, pollMs: 1 }), await openFake({ slots: 8 })];
+  const set = new PortSet([a.port, b.port]);
+  set.events.splice(0, 2, POLLIN, POLLIN);
+  assert.equal(set.poll(5), 0);
+  // poll blocks this thread: another one moves the tail, tells nobody, and ends a sleep that this does not.
+  const [rx] = a.host.rxRings;
+  const { buffer } = a.host.m.i32;
+  const state = new Int32Array(new SharedArrayBuffer(4));
+  const word = (a.host.ktoa(rx!) + nm_csb_ktoa.ofs.hwtail) >>> 2;
+  const worker = new Worker(
+    `const { workerData: d } = require('node:worker_threads');
+    setTimeout(() => Atomics.store(new Int32Array(d.buffer), d.word, d.tail), 20);
+    setTimeout(() => {
+      Atomics.store(d.state, 0, 1);
+      require('node:fs').writeSync(d.fd, new Uint8Array([1, 0, 0, 0, 0, 0, 0, 0]));
+    }, 20_000);`,
+    { eval: true, workerData: { buffer, word, tail: 1, state, fd: a.host.ptnet.msix[rx!.index] } },
+  );
+  assert.equal(set.poll(-1), 1);
+  assert.deepEqual([set.revents, state[0]], [[POLLIN, 0], 0]);
+  await worker.terminate();
+  for (const { port, socket } of [a, b]) {
+    await port.close();
+    closeFd(socket);
+  }
 });

@@ -1,6 +1,9 @@
 /** A port as applications use it (docs/api.md), on a fake host whose rings the test owns: rings and slots, sync, poll, wait, close. */
 import assert from 'node:assert/strict';
+import { setMaxListeners } from 'node:events';
 import { test } from 'node:test';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import {
   NR_DO_RX_POLL,
   NR_NO_TX_POLL,
@@ -161,6 +164,30 @@ test('wait: woken by the interrupt of either direction, by a time-out, by a sign
     assert.equal(await port.wait(POLLIN, { timeoutMs: 5 }), 0);
     await assert.rejects(port.wait(POLLIN, { signal: AbortSignal.timeout(5) }), { name: 'TimeoutError' });
     await assert.rejects(port.wait(POLLIN, { signal: AbortSignal.abort() }), { name: 'AbortError' });
+    // More than timers take is not less.
+    const long = port.wait(POLLIN, { timeoutMs: 2 ** 31, signal: AbortSignal.timeout(50) });
+    await assert.rejects(long, { name: 'TimeoutError' });
+  }));
+
+test('wait: nothing is left of those that ended without a packet', () =>
+  withFake({ slots: 8 }, async ({ port }) => {
+    setFlagsFromString('--expose-gc');
+    const gc = runInNewContext('gc') as () => void;
+    const inVain = async (rounds: number): Promise<void> => {
+      for (let n = 0; n < rounds; n++) {
+        const end = new AbortController();
+        setMaxListeners(0, end.signal);
+        const waits = Array.from({ length: 1000 }, () => port.wait(POLLIN, { signal: end.signal }));
+        end.abort();
+        assert.equal((await Promise.allSettled(waits)).filter(({ status }) => status === 'rejected').length, 1000);
+      }
+      gc();
+    };
+    await inVain(5);
+    const before = process.memoryUsage().heapUsed;
+    await inVain(50);
+    const grown = process.memoryUsage().heapUsed - before;
+    assert.ok(grown < 4e6, `${grown} bytes more after 50,000 waits`);
   }));
 
 test('a wait for packets and a wait for room, pending together, and a poll in between', () =>

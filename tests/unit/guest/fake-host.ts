@@ -65,6 +65,7 @@ class FakePci implements PciDevice {
   readonly names: Readonly<Record<string, number>>;
   readonly gone: Promise<string>;
   hangupFd = -1;
+  pollMs?: number;
   /** Every BAR0 access, e.g. "read MAC_HI", "write PTCTL 1". */
   log: string[] = [];
   vectors = 0;
