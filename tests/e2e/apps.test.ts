@@ -71,6 +71,23 @@ test('bridge exchanges buffers without being asked, and copies where it must; tx
   await rx.end();
 });
 
+test('bridge, lb, nmreplay -w: a signal ends the waiting', async () => {
+  const file = join(dir, 'w.pcapng');
+  capture(file, 1);
+  for (const [args, last] of [
+    [['bridge', '-i', 'vale0:x', '-i', 'vale1:x'], /vale1:x --> vale0:x: 0 packets/],
+    [['lb', '-i', 'vale0:x'], /^0 packets forwarded/],
+    [['nmreplay', '-f', file, '-i', 'vale0:x'], /^Sent 0 packets/],
+  ] as const) {
+    const waiting = new PtnetProcess([...args, '--run-dir', runDir, '-w', '100']);
+    await waiting.says(/waiting 100 s|extra buffers|1 packets from/);
+    const begin = performance.now();
+    assert.equal(await waiting.end('SIGTERM'), 0, waiting.stderr);
+    assert.match(waiting.stdout, last);
+    assert.ok(performance.now() - begin < 90_000, 'waited to the end');
+  }
+});
+
 test('bridge -L: an echo', async () => {
   const echo = new PtnetProcess(['bridge', '--run-dir', runDir, '-L', '-i', 'vale0:echo']);
   await echo.says(/back to itself/);

@@ -1,12 +1,12 @@
 /** `ptnet bridge`: netmap's bridge on two ports of the daemon. docs/bridge.md describes it. */
-import { setImmediate, setTimeout } from 'node:timers/promises';
+import { setImmediate } from 'node:timers/promises';
 import type { Command } from 'commander';
 import { type NetmapPort, openPort, POLLIN, POLLOUT, PortSet } from '../../api/index.ts';
 import { Moved, portsMove } from '../bridge/move.ts';
 import { type BridgeFlags, type BridgeJob, parseBridge } from '../bridge/options.ts';
 import { type CommonFlags, collect, command } from '../command.ts';
 import { leavesRegionOpen, regionOf } from '../regions.ts';
-import { Cancel } from '../signals.ts';
+import { Cancel, waitSeconds } from '../signals.ts';
 
 /** Longest time in poll(2) without a look at signals. */
 const POLL_MS = 100;
@@ -51,7 +51,7 @@ async function bridge(flags: BridgeFlags & CommonFlags, words: readonly string[]
     log(zeroCopy ? 'zero copy' : `copying: ${job.zeroCopy ? 'the ports lie in two memory regions' : '-c'}`);
     if (job.waitSeconds > 0) {
       log(`waiting ${job.waitSeconds} s`);
-      await setTimeout(job.waitSeconds * 1000);
+      await waitSeconds(job.waitSeconds, cancel);
     }
     log(`${job.a} ${a.rxRings.length} rx rings ${job.loopback ? 'back to itself' : `<-> ${job.b}`}`);
     const [ab, ba] = await bridgeLoop(job, a, b, zeroCopy, cancel, log);

@@ -1,5 +1,5 @@
 /** `ptnet lb`: netmap's load balancer, from a port to pipes. docs/lb.md describes it. */
-import { setImmediate, setTimeout } from 'node:timers/promises';
+import { setImmediate } from 'node:timers/promises';
 import type { Command } from 'commander';
 import { type NetmapPort, openPort, POLLIN, POLLOUT, PortSet } from '../../api/index.ts';
 import { type CommonFlags, collect, command } from '../command.ts';
@@ -7,7 +7,7 @@ import { Balancer, Output } from '../lb/balancer.ts';
 import { type LbFlags, type LbJob, parseLb, pipeNames } from '../lb/options.ts';
 import { Stats } from '../lb/stats.ts';
 import { regionOf } from '../regions.ts';
-import { Cancel } from '../signals.ts';
+import { Cancel, waitSeconds } from '../signals.ts';
 
 /** Longest time in poll(2) without a look at signals, and the same while there is work. */
 const POLL_MS = 100;
@@ -65,7 +65,7 @@ async function lb(flags: LbFlags & CommonFlags): Promise<void> {
         .join(' ')}`,
     );
     log(`${input.extraBufs.length} extra buffers`);
-    if (job.waitSeconds > 0) await setTimeout(job.waitSeconds * 1000);
+    await waitSeconds(job.waitSeconds, cancel);
     const balancer = new Balancer(groups, input.extraBufs);
     await lbLoop(job, input, ports.slice(1), balancer, cancel);
     const forwarded = groups.flat().reduce((sum, o) => sum + o.packets, 0);

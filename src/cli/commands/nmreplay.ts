@@ -1,5 +1,4 @@
 /** `ptnet nmreplay`: netmap's nmreplay, a capture sent to a port. docs/nmreplay.md describes it. */
-import { setTimeout } from 'node:timers/promises';
 import type { Command } from 'commander';
 import { openPort } from '../../api/index.ts';
 import { pinThread } from '../../os/index.ts';
@@ -10,7 +9,7 @@ import { Replayed, replay } from '../nmreplay/replay.ts';
 import { Schedule, Trace } from '../nmreplay/schedule.ts';
 import { whole } from '../numbers.ts';
 import { portName } from '../port-names.ts';
-import { Cancel } from '../signals.ts';
+import { Cancel, waitSeconds } from '../signals.ts';
 
 interface Flags extends CommonFlags {
   readonly f?: string;
@@ -54,7 +53,7 @@ async function nmreplay(flags: Flags): Promise<void> {
   const models = [parseBandwidth(flags.B), parseDelay(flags.D, rnd), parseLoss(flags.L, rnd)] as const;
   const burst = whole('-b', flags.b ?? '1024', 1, 8192);
   const loops = whole('--loops', flags.loops ?? '0', 0, Number.MAX_SAFE_INTEGER) || Number.POSITIVE_INFINITY;
-  const waitSeconds = whole('-w', flags.w ?? '0', 0, 100);
+  const wait = whole('-w', flags.w ?? '0', 0, 100);
   const cpu = flags.C === undefined ? undefined : firstCpu(flags.C);
   const trace = Trace.read(flags.f);
   const schedule = new Schedule(trace, loops, ...models);
@@ -63,7 +62,7 @@ async function nmreplay(flags: Flags): Promise<void> {
   const port = await openPort(name, flags.runDir === undefined ? {} : { runDir: flags.runDir });
   try {
     process.stderr.write(`${trace.packets} packets from ${flags.f} to ${port.name}\n`);
-    if (waitSeconds > 0) await setTimeout(waitSeconds * 1000);
+    await waitSeconds(wait, cancel);
     const start = performance.now();
     const done = await replay(port, trace, schedule, burst, cancel, flags.v ? eachSecond(start) : () => undefined);
     const seconds = (performance.now() - start) / 1000;

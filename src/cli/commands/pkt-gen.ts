@@ -1,5 +1,4 @@
 /** `ptnet pkt-gen`: netmap's packet generator on a port of the daemon. docs/pkt-gen.md describes it. */
-import { setTimeout } from 'node:timers/promises';
 import type { Command } from 'commander';
 import { openPort } from '../../api/index.ts';
 import { type CommonFlags, collect, command } from '../command.ts';
@@ -11,7 +10,7 @@ import { pingLoop, pongLoop } from '../pkt-gen/ping-pong.ts';
 import { makeResult, type Outcome, type PktGenResult, summary } from '../pkt-gen/report.ts';
 import { SequenceCheck } from '../pkt-gen/sequence.ts';
 import { type PktPort, Run } from '../pkt-gen/run.ts';
-import { Cancel } from '../signals.ts';
+import { Cancel, waitSeconds } from '../signals.ts';
 import { runThreads } from '../pkt-gen/threads.ts';
 import { rxLoop, txLoop } from '../pkt-gen/tx-rx.ts';
 
@@ -92,7 +91,7 @@ async function pktGen(flags: PktGenFlags & CommonFlags): Promise<void> {
       throw new SysError(`-H ${job.vnetHdrLen}: port ${job.port} grants ${port.vnetHdrLen} bytes`, errno.ENOTSUP);
     }
     introduce(job, port, job.json ? log : (text) => void process.stdout.write(text));
-    await pause(job, run);
+    await waitSeconds(job.waitSeconds, run);
     outcome = await runWhilePossible(port, run);
   } finally {
     process.off('SIGINT', cancel).off('SIGTERM', cancel);
@@ -115,17 +114,9 @@ async function pktGenThreads(job: Job, runDir: string | undefined): Promise<void
     const print = job.json ? log : (text: string) => void process.stdout.write(text);
     const doing = job.func === 'tx' ? 'Sending on' : 'Receiving from';
     print(`${doing} ${job.port}: ${threads} queues, ${threads} threads and ${job.cpus || threads} cpus.\n`);
-    await pause(job, cancel);
+    await waitSeconds(job.waitSeconds, cancel);
   };
   tell(job, await runThreads({ ...job, rings }, runDir, log, opened, cancel));
-}
-
-/** -w, unless a signal ends it. */
-async function pause({ waitSeconds }: Job, cancel: { readonly cancelled: boolean }): Promise<void> {
-  const end = performance.now() + waitSeconds * 1000;
-  for (let left = waitSeconds * 1000; left > 0 && !cancel.cancelled; left = end - performance.now()) {
-    await setTimeout(Math.min(left, 100));
-  }
 }
 
 /** The first packet of a capture. */
