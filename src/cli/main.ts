@@ -81,5 +81,7 @@ for (const stream of [process.stdout, process.stderr]) {
   });
 }
 const status = await main(process.argv.slice(2));
+// What a slow reader has not taken from a pipe yet would be lost with the process.
+await new Promise<void>((resolve) => void process.stdout.write('', () => resolve()));
 await setImmediate(); // an error of what was printed last
 process.exit(status);

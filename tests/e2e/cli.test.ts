@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import type { DaemonStatus } from '../../src/abi/index.ts';
+import { openPort } from '../../src/api/index.ts';
 import type { DemoResult } from '../../src/cli/demo.ts';
 import type { PktGenResult } from '../../src/cli/pkt-gen/report.ts';
 import { usableCpus } from '../../src/os/index.ts';
@@ -136,6 +137,19 @@ test('what cannot be printed is an error; a stderr that takes nothing changes no
     assert.deepEqual(status(none, 'list', '--nonsense'), [2, ''], none);
     assert.deepEqual(status(none, 'list', '--help'), [0, ''], none);
   }
+});
+
+test('list --json: a reader that is slow gets all of it', async (t) => {
+  const { runDir } = await host(t);
+  const rings = { runDir, txRings: 11, rxRings: 11, txSlots: 16, rxSlots: 16 };
+  const ports = await Promise.all(Array.from({ length: 20 }, (_, i) => openPort(`vale0:p${i}`, rings)));
+  t.after(() => Promise.all(ports.map((port) => port.close())));
+  // A pipe takes 64 KiB; the rest is still to be written when the command has printed it.
+  const slow = 'set -o pipefail; ./ptnet list --json --run-dir "$1" | { sleep 2; cat; }';
+  const { status, stdout } = spawnSync('bash', ['-c', slow, 'bash', runDir], { encoding: 'utf8' });
+  assert.ok(stdout.length > 65536, `${stdout.length} bytes`);
+  const { domains } = JSON.parse(stdout) as DaemonStatus;
+  assert.deepEqual([status, domains.flatMap((d) => d.ports).length], [0, 20]);
 });
 
 test('pkt-gen: what one process sends, another receives; Ctrl-C ends it with its report', async (t) => {
