@@ -1,10 +1,12 @@
 // netmap's applications as their users start them: on a daemon, between other processes.
 
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { setTimeout } from 'node:timers/promises';
 import { CaptureReader } from '../../src/cli/pcap/reader.ts';
 import { CaptureWriter } from '../../src/cli/pcap/writer.ts';
 import { PktGen, PtnetDaemon, PtnetProcess, ptnet, root, until } from './ptnet.ts';
@@ -157,6 +159,25 @@ test('a reader that has seen enough ends a program without a word: pkt-gen -X | 
   tx.child.stdout!.destroy();
   assert.equal(await tx.exited, 141);
   assert.doesNotMatch(tx.stderr, /EPIPE/);
+});
+
+test('dump: a reader that takes nothing keeps no signal from being heard', async () => {
+  const rx = await PktGen.start(runDir, 'vale3:stalled', ['-f', 'rx', '-n', '2000']);
+  const dump = new PtnetProcess(['dump', '--run-dir', runDir, '-i', 'vale3:stalled/r']);
+  await dump.says(/listening on/);
+  dump.child.stdout!.pause();
+  // More than a pipe and dump's buffer take.
+  const tx = await PktGen.start(runDir, 'vale3:tx', ['-f', 'tx', '-n', '2000', '-l', '1500', '-R', '5000']);
+  await tx.result();
+  await rx.result();
+  dump.child.kill('SIGTERM');
+  // The second signal ends it at once. Had it not heard the first, neither would.
+  const again = setInterval(() => dump.child.kill('SIGTERM'), 1000);
+  const died = await Promise.race([once(dump.child, 'exit'), setTimeout(60_000)]);
+  clearInterval(again);
+  assert.deepEqual(died, [null, 'SIGTERM']);
+  dump.child.stdout!.resume();
+  await dump.exited;
 });
 
 test('dump: what was captured is in the file when the port goes, and what was lost is said', async () => {

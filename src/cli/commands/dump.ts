@@ -1,5 +1,5 @@
 /** `ptnet dump`: what passes through a port, as pcap or pcapng. docs/dump.md describes it. */
-import { setImmediate } from 'node:timers/promises';
+import { setImmediate, setTimeout } from 'node:timers/promises';
 import type { Command } from 'commander';
 import { listDaemon, NS_MOREFRAG, NS_TXMON, openPort, POLLIN } from '../../api/index.ts';
 import { type CommonFlags, command } from '../command.ts';
@@ -25,6 +25,8 @@ export interface DumpFlags {
 /** Longest time in poll(2) without a look at signals, and before what was captured is written. */
 const POLL_MS = 100;
 const BREATH_MS = 10;
+/** Time between two tries to write to a reader that takes nothing. */
+const STALLED_MS = 5;
 const DIRECTIONS: Readonly<Record<string, string>> = { in: '/r', out: '/t', inout: '/rt' };
 
 export function dumpCommand(): Command {
@@ -127,10 +129,14 @@ export async function dumpLoop(
     const now = performance.now();
     if (now >= breathAt) {
       files.flush();
-      await setImmediate();
+      await (files.full ? setTimeout(STALLED_MS) : setImmediate());
       breathAt = now + BREATH_MS;
     }
     if (cancel.cancelled) return packets;
+    if (files.full) {
+      breathAt = 0;
+      continue;
+    }
     if (port.poll(POLLIN, POLL_MS) === 0) {
       breathAt = 0;
       continue;
@@ -141,7 +147,7 @@ export async function dumpLoop(
     for (let r = 0; r < port.rxRings.length; r++) {
       const ring = port.rxRings[r]!;
       let at = ring.head;
-      while (at !== ring.tail) {
+      while (at !== ring.tail && !files.full) {
         const writer = files.next();
         writer.begin(seconds, nanoseconds, (ring.flags(at) & NS_TXMON) === 0 ? INBOUND : OUTBOUND);
         for (let more = NS_MOREFRAG; more !== 0 && at !== ring.tail; at = ring.next(at)) {

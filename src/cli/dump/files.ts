@@ -36,15 +36,21 @@ export class CaptureFiles {
   /** The file to write the next packet to. */
   next(): CaptureWriter {
     const { fileBytes } = this.#plan;
-    this.packets += 1;
     if (fileBytes > 0 && this.#writer.bytes >= fileBytes) {
       this.#writer.close();
       this.#n += 1;
       this.#writer = this.#open();
     }
+    this.packets += 1;
     return this.#writer;
   }
 
+  /** Whether a reader has not taken so much that there is no room for a packet. */
+  get full(): boolean {
+    return this.#writer.full;
+  }
+
+  /** Writes what can be written now. */
   flush(): void {
     this.#writer.flush();
   }

@@ -85,8 +85,8 @@ export class CaptureReader {
     if (known !== PCAP.MAGIC_US && known !== PCAP.MAGIC_NS) this.#bad('is neither pcap nor pcapng');
     this.#unit = known === PCAP.MAGIC_NS ? 1 : 1000;
     if (!this.#fill(PCAP.HEADER)) this.#bad('ends in its header');
-    // The upper bits say how long the FCS is.
-    this.linkType = this.#u32(20) & 0x0fffffff;
+    // The upper bits say whether there is an FCS, and how long it is.
+    this.linkType = this.#u32(20) & 0xffff;
     this.#at += PCAP.HEADER;
   }
 

@@ -24,6 +24,7 @@ export class CaptureWriter {
   #captured = 0;
   #length = 0;
   #direction = 0;
+  #closed = false;
   /** Bytes written, those not yet flushed included. */
   bytes = 0;
 
@@ -39,8 +40,7 @@ export class CaptureWriter {
 
   /** Begins a packet. @param direction INBOUND, OUTBOUND or 0; pcap has no place for it */
   begin(seconds: number, nanoseconds: number, direction: number): void {
-    // The longest record: header, packet, padding, options.
-    if (this.#at + this.#snapLen + 64 > BUFFER) this.flush();
+    if (this.full) this.flush(true);
     this.#record = this.#at;
     this.#captured = 0;
     this.#length = 0;
@@ -99,22 +99,40 @@ export class CaptureWriter {
     this.bytes += this.#at - at;
   }
 
-  /** Writes what is in the buffer. @throws an error of the file system: EPIPE when the reader of a pipe is gone */
-  flush(): void {
-    for (let done = 0; done < this.#at; ) {
-      try {
-        done += writeSync(this.#fd, this.#buffer, done, this.#at - done);
-      } catch (e) {
-        if ((e as NodeJS.ErrnoException).code !== 'EAGAIN') throw e;
-        Atomics.wait(pause, 0, 0, 5); // the reader of a pipe is slow
-      }
-    }
-    this.#at = 0;
+  /** Whether the buffer may have no room for a packet: `begin` would wait until what is in it is written. */
+  get full(): boolean {
+    // The longest record: header, packet, padding, options.
+    return this.#at + this.#snapLen + 64 > BUFFER;
   }
 
-  close(): void {
+  /**
+   * Writes what is in the buffer; what a slow reader of a pipe does not take stays in it, unless it is waited for.
+   * @throws an error of the file system: EPIPE when the reader of a pipe is gone
+   */
+  flush(wait = false): void {
+    let done = 0;
     try {
-      this.flush();
+      while (done < this.#at) {
+        try {
+          done += writeSync(this.#fd, this.#buffer, done, this.#at - done);
+        } catch (e) {
+          if ((e as NodeJS.ErrnoException).code !== 'EAGAIN') throw e;
+          if (!wait) break;
+          Atomics.wait(pause, 0, 0, 5);
+        }
+      }
+    } finally {
+      this.#buffer.copyWithin(0, done, this.#at);
+      this.#at -= done;
+    }
+  }
+
+  /** Writes all that is left and closes the file. Once closed, it does nothing. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    try {
+      this.flush(true);
     } finally {
       if (this.#fd !== 1) closeSync(this.#fd);
     }

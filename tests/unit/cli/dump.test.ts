@@ -1,6 +1,6 @@
 /** dump: packets of a port as records of a capture, files in turn; its options. */
 import assert from 'node:assert/strict';
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -67,6 +67,15 @@ test('-C and -W: files of a size, in a ring', async () => {
     [`${path}0`, `${path}9`, `${path}0`],
   );
   assert.equal(fileName({ ...plan, fileCount: 100 }, 7), `${path}07`);
+});
+
+test('a next file that cannot be made is the error, not what comes of it', () => {
+  const path = join(dir, 'next');
+  mkdirSync(`${path}1`);
+  const files = new CaptureFiles({ path, format: 'pcap', snapLen: 100, fileBytes: 20, fileCount: 0 }, 'x');
+  assert.throws(() => files.next(), { code: 'EISDIR' });
+  files.close();
+  assert.equal(files.packets, 0);
 });
 
 test('options: the monitor that is opened, formats', () => {

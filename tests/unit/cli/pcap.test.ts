@@ -45,6 +45,9 @@ test('pcap in every byte order and resolution', () => {
     writeFileSync(file, hex(text));
     assert.deepEqual(readAll(file), [{ seconds: 5, nanoseconds, length: 60, linkType: 1, data: [0xaa, 0xbb, 0xcc] }]);
   }
+  // The word of the link type also says whether there is an FCS (bit 26), and how long it is.
+  writeFileSync(file, hex(big.replace('00000001', '24000001')));
+  assert.equal(readAll(file)[0]?.linkType, 1);
 });
 
 test('pcapng: sections, interfaces with their resolution, blocks of all kinds, blocks that nobody knows', () => {
