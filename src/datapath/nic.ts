@@ -20,6 +20,7 @@ import {
   kring_bytes,
   kring_copies,
   kring_drop_bad,
+  kring_drop_full,
   kring_drop_stopped,
   kring_faulty,
   kring_hwcur,
@@ -160,16 +161,17 @@ function waiting(q: usize): u32 {
   return ringCount(load<u32>(q, nic_queue_rx_producer)) - load<u32>(q, nic_queue_rx_cons);
 }
 
-/** Whether the frame received that is next is there, and fits into `room` slots. */
-function nextFits(q: usize, room: u32): bool {
-  const left = min(waiting(q), room);
+/** Whether the frame received that is next is there, and fits into `room` slots of a ring, or never will. */
+function nextFits(q: usize, kr: usize, room: u32): bool {
+  const left = waiting(q);
   if (left == 0) return false;
   const mask = load<u32>(q, nic_queue_mask);
   const desc: usize = load<u32>(q, nic_queue_rx_desc);
   const cons = load<u32>(q, nic_queue_rx_cons);
   let frags: u32 = 1;
   while (frags < left && descContinues(desc, (cons + frags - 1) & mask)) frags++;
-  return !descContinues(desc, (cons + frags - 1) & mask);
+  if (descContinues(desc, (cons + frags - 1) & mask)) return false;
+  return frags <= room || frags == load<u32>(kr, kring_num_slots);
 }
 
 /**
@@ -195,7 +197,12 @@ function receive(q: usize, kr: usize, pos: u32, room: u32, rfrags: bool): u32 {
   while (left != 0) {
     let frags: u32 = 1;
     while (frags < left && descContinues(desc, (cons + frags - 1) & mask)) frags++;
-    if (descContinues(desc, (cons + frags - 1) & mask) || used + frags > room) break;
+    if (descContinues(desc, (cons + frags - 1) & mask)) break;
+    if (used + frags > room) {
+      // It took all buffers of the ring, one more than the ring ever shows.
+      if (frags == n) dropFrames(q, kr, n, kring_drop_full);
+      break;
+    }
     const count = rfrags ? frags << NS_RFRAGS_SHIFT : 0;
     for (let i: u32 = 1; i <= frags; i++) {
       const e = cons & mask;
@@ -224,10 +231,15 @@ function receive(q: usize, kr: usize, pos: u32, room: u32, rfrags: bool): u32 {
   return used;
 }
 
-/** Frames for a ring that is stopped: dropped and counted, their buffers given back (R19). */
+/** Frames for a ring that is stopped (R19). */
 function dropReceived(q: usize, kr: usize): u32 {
   const left = waiting(q);
-  if (left == 0) return 0;
+  if (left != 0) dropFrames(q, kr, left, kring_drop_stopped);
+  return left;
+}
+
+/** Drops the frames of the next `left` entries, and counts them; their buffers are given back. */
+function dropFrames(q: usize, kr: usize, left: u32, counter: usize): void {
   const mask = load<u32>(q, nic_queue_mask);
   const rx: usize = load<u32>(q, nic_queue_rx_desc);
   const fill: usize = load<u32>(q, nic_queue_fill_desc);
@@ -247,8 +259,7 @@ function dropReceived(q: usize, kr: usize): u32 {
   setRingCount(load<u32>(q, nic_queue_rx_consumer), cons);
   store<u32>(q, prod, nic_queue_fill_prod);
   setRingCount(load<u32>(q, nic_queue_fill_producer), prod);
-  bump(kr + kring_drop_stopped, packets);
-  return left;
+  bump(kr + counter, packets);
 }
 
 /** Takes back what was sent. Returns the slots. */
@@ -333,6 +344,18 @@ function send(q: usize, kr: usize, from: u32, to: u32): u32 {
   return k;
 }
 
+/** Packets in slots from .. to - 1; one that `to` cuts off is one, too. */
+function packetsBetween(kr: usize, from: u32, to: u32): u32 {
+  const n = load<u32>(kr, kring_num_slots);
+  let packets: u32 = 0;
+  while (from != to) {
+    const flags = slotFlags(loadSlot(slotAt(load<u32>(kr, kring_ring), from)));
+    from = from + 1 == n ? 0 : from + 1;
+    if ((flags & NS_MOREFRAG) == 0 || from == to) packets++;
+  }
+  return packets;
+}
+
 /** Sends slots hwcur .. rhead - 1 of a running tx ring, takes back those that are sent. Returns how many moved. */
 export function nicTxsync(d: usize, kr: usize): u32 {
   const q: usize = load<u32>(kr, kring_peer);
@@ -350,7 +373,7 @@ export function nicTxsync(d: usize, kr: usize): u32 {
     // The interface is gone.
     moved = distance(hwcur, head, n);
     bump(kr + kring_slots, moved);
-    bump(kr + kring_drop_stopped, moved);
+    bump(kr + kring_drop_stopped, packetsBetween(kr, hwcur, head));
   } else {
     moved = complete(q, kr);
     pos = send(q, kr, hwcur, head);
@@ -414,7 +437,7 @@ export function nicRxReady(kr: usize): bool {
   if (load<u32>(kr, kring_faulty) == 0 && loadHead(load<u32>(kr, kring_atok)) != load<u32>(kr, kring_rhead))
     return true;
   const n = load<u32>(kr, kring_num_slots);
-  return q != 0 && nextFits(q, n - 1 - distance(load<u32>(kr, kring_hwcur), load<u32>(kr, kring_hwtail), n));
+  return q != 0 && nextFits(q, kr, n - 1 - distance(load<u32>(kr, kring_hwcur), load<u32>(kr, kring_hwtail), n));
 }
 
 /** What has to be done for queues before the rings are served: frames for switches, and for rings that are stopped. */
@@ -489,11 +512,12 @@ export function nicsReady(d: usize): u32 {
     const rx: usize = load<u32>(q, nic_queue_rx_kring);
     if (load<u32>(q, nic_queue_hosted) == 0) {
       if (load<u32>(rx, kring_state) != KRING_RUNNING && waiting(q) != 0) ready++;
+      else if (load<u32>(tx, kring_state) != KRING_RUNNING && completed(q)) ready++;
       continue;
     }
     const room = distance(load<u32>(q, nic_queue_tx_head), load<u32>(tx, kring_hwtail), load<u32>(tx, kring_num_slots));
     const sends = !badWaits(q) && load<u32>(rx, kring_hwtail) != load<u32>(q, nic_queue_sent);
-    if (completed(q) || nextFits(q, room) || sends) ready++;
+    if (completed(q) || nextFits(q, tx, room) || sends) ready++;
   }
   return ready;
 }

@@ -236,7 +236,7 @@ export class NicRig {
       this.#store('rx', desc + 4, 0);
       this.#store('rx', desc + 8, FRAME_BYTES);
       this.#store('rx', desc + 12, left > 1 ? XDP_PKT_CONTD : 0);
-      this.#toRead.push(frame);
+      if (pieces < N) this.#toRead.push(frame); // else no ring shows it
     }
     this.#store('rx', PRODUCER, kernel.rx);
   }

@@ -1,6 +1,7 @@
 /** The ring of an interface that can go no further lets its thread sleep: on a kernel that the test plays (tests/props/nic-rig.ts). */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { NS_MOREFRAG, nic_queue } from '../../../src/abi/index.ts';
 import { N, NicRig } from '../../props/nic-rig.ts';
 import { STARTS } from './rig.ts';
 
@@ -21,10 +22,53 @@ for (const [where, start] of STARTS) {
       rig.close();
     });
 
+    it('R12: what the card has sent after the ring was stopped is looked at: nothing is on its way any more', () => {
+      const rig = new NicRig(start);
+      rig.send(1);
+      rig.serve();
+      rig.dp.krStop(rig.card.tx.kr);
+      rig.complete(1);
+      assert.equal(rig.dp.look(rig.domain), 1);
+      rig.dp.serve(rig.domain);
+      assert.equal(nic_queue.get.in_flight(rig.m, rig.queue), 0);
+      assert.equal(rig.dp.look(rig.domain), 0);
+      rig.start(rig.card);
+      rig.serve();
+      rig.close();
+    });
+
+    it('what is sent to an interface that is gone is counted by packets', () => {
+      const rig = new NicRig(start);
+      const { tx } = rig.card;
+      rig.dp.nicDown(rig.queue);
+      for (const flags of [0, NS_MOREFRAG, 0, NS_MOREFRAG]) tx.put(new Uint8Array(60), flags);
+      tx.publish();
+      rig.dp.serve(rig.domain);
+      assert.deepEqual([tx.count('drop_stopped'), tx.count('slots')], [3, 4]);
+      assert.equal(tx.avail, N - 1);
+      rig.close();
+    });
+
     for (const [what, hosted] of [
       ['the port of an interface', false],
       ['an interface in a switch', true],
     ] as const) {
+      it(`${what}: a frame that takes every buffer of its ring is dropped, and those after it arrive`, () => {
+        const rig = new NicRig(start, hosted);
+        rig.arrive(0, N);
+        assert.equal(rig.dp.look(rig.domain), 1);
+        rig.serve();
+        assert.equal((hosted ? rig.card.tx : rig.card.rx).count('drop_full'), 1);
+        for (let i = 0; i < 3 * N; i++) {
+          rig.arrive(0, i % 3 === 0 ? N - 1 : 1);
+          rig.serve();
+          rig.read(N);
+          rig.serve();
+        }
+        assert.equal((hosted ? rig.card.tx : rig.card.rx).count('packets'), 3 * N);
+        rig.close();
+      });
+
       it(`R7: ${what}: a bad packet behind frames that the card has not sent waits for these, and is passed over then`, () => {
         const rig = new NicRig(start, hosted);
         rig.send(1);
