@@ -39,12 +39,17 @@ export function qemuArguments(vm: VmStatus, options: MachineOptions): string[] {
   return args;
 }
 
+/** A size as -m takes it for a memory backend: a bare number is MiB for the one, and bytes for the other. */
+export function backendSize(size: string): string {
+  return /\d$/.test(size) ? `${size}M` : size;
+}
+
 /** What a QEMU command line says about the machine: its memory (-m), type (-machine, -M) and whether it uses KVM. */
 export function readQemuArguments(args: readonly string[]): { memory?: string; machine?: string; kvm: boolean } {
   const values = (...names: string[]): string[] =>
     args.flatMap((arg, i) => (names.includes(arg.replace(/^--/, '-')) ? [args[i + 1] ?? ''] : []));
   const memory = values('-m')
-    .map((value) => /^(?:size=)?(\d+[KMGTkmgt]?)/.exec(value)?.[1])
+    .map((value) => /(?:^|^size=|,size=)(\d+(?:\.\d+)?[bkmgtpe]?)(?:,|$)/i.exec(value)?.[1])
     .findLast((size) => size !== undefined);
   const machine = values('-machine', '-M')
     .map((value) => /^(?:type=)?([a-z][a-z0-9.-]*)(?:,|$)/.exec(value)?.[1])
@@ -53,8 +58,7 @@ export function readQemuArguments(args: readonly string[]): { memory?: string; m
     args.some((arg) => /^--?enable-kvm$/.test(arg)) ||
     values('-accel', '-machine', '-M').some((value) => /(?:^|accel=|:)kvm\b/.test(value));
   return {
-    // A bare number is MiB for -m, and bytes for a memory backend.
-    ...(memory === undefined ? {} : { memory: /\d$/.test(memory) ? `${memory}M` : memory }),
+    ...(memory === undefined ? {} : { memory: backendSize(memory) }),
     ...(machine === undefined ? {} : { machine }),
     kvm,
   };

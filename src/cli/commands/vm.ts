@@ -4,7 +4,7 @@ import type { DaemonStatus, VmStatus } from '../../abi/index.ts';
 import { defaultRunDir, listDaemon } from '../../api/index.ts';
 import { type CommonFlags, command } from '../command.ts';
 import { UsageError } from '../errors.ts';
-import { checkQemu, type MachineOptions, qemuArguments, readQemuArguments, runQemu } from '../qemu.ts';
+import { backendSize, checkQemu, type MachineOptions, qemuArguments, readQemuArguments, runQemu } from '../qemu.ts';
 
 interface VmFlags extends CommonFlags {
   readonly qemu?: string;
@@ -24,7 +24,7 @@ export function vmCommand(): Command {
     .argument('<name>', 'the name given to ptnet host --vm, or in its configuration')
     .argument('[qemu...]', 'after "--": a QEMU command line to start')
     .option('--qemu <path>', 'when printing: put this program in front')
-    .option('--memory <size>', "the machine's memory, as QEMU writes it (default: that of -m, else 512M)")
+    .option('--memory <size>', "the machine's memory, as for -m of QEMU (default: that of -m, else 512M)")
     .option('--machine <type>', 'the machine type (default: that of -machine; q35 with --iommu, else pc)')
     .option('--iommu', 'give the machine a virtual IOMMU, for drivers in the user space of the guest')
     .option('--json', 'print a JSON array of arguments')
@@ -65,7 +65,12 @@ function machineOptions(flags: VmFlags, given: readonly string[]): MachineOption
   if (iommu && !/^(?:pc-)?q35/.test(chosen)) {
     throw new UsageError(`--iommu: machine type ${chosen} has no virtual IOMMU, use q35`);
   }
-  return { memory: flags.memory ?? memory ?? '512M', machine: chosen, iommu, kvm };
+  return {
+    memory: flags.memory === undefined ? (memory ?? '512M') : backendSize(flags.memory),
+    machine: chosen,
+    iommu,
+    kvm,
+  };
 }
 
 /** A word as a POSIX shell reads it back. */

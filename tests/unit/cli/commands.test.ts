@@ -49,6 +49,8 @@ test('vm: memory, machine and KVM are taken from the QEMU command line', () => {
     machine: 'pc-q35-9.0',
     kvm: true,
   });
+  assert.deepEqual(read('-m 1.5G'), { memory: '1.5G', kvm: false });
+  assert.deepEqual(read('-m slots=2,size=4g,maxmem=8g'), { memory: '4g', kvm: false });
   assert.deepEqual(read('-enable-kvm -machine usb=off'), { kvm: true });
   assert.deepEqual(read('-accel kvm -m'), { kvm: true });
 });
