@@ -26,6 +26,8 @@ export class Moved {
   bytes = 0;
   /** Slots whose length or buffer made no sense: sent empty. */
   bad = 0;
+  /** Packets with more slots than a tx ring can ever take: dropped. */
+  tooLong = 0;
 }
 
 /** Slots that can be moved, at most `limit`, without cutting a packet in two: the rest of it might go another way. */
@@ -83,7 +85,18 @@ function copySlot(src: PktPort, rx: PktRing, j: number, dst: PktPort, tx: PktRin
   if (more === 0) moved.packets += 1;
 }
 
-/** Moves up to `limit` slots from an rx ring to a tx ring; returns how many. */
+/** Releases the first packet of an rx ring, for which the whole tx ring is too short. Returns its slots. */
+function dropPacket(rx: PktRing, moved: Moved): number {
+  let slots = 0;
+  for (let more = NS_MOREFRAG; more !== 0 && rx.head !== rx.tail; rx.head = rx.next(rx.head), slots++) {
+    more = rx.flags(rx.head) & NS_MOREFRAG;
+  }
+  rx.cur = rx.head;
+  moved.tooLong += 1;
+  return slots;
+}
+
+/** Moves up to `limit` slots from an rx ring to a tx ring; returns how many, or how many it had to drop. */
 function ringsMove(
   src: PktPort,
   rx: PktRing,
@@ -94,6 +107,7 @@ function ringsMove(
   moved: Moved,
 ): number {
   const slots = wholePackets(rx, tx.space(), limit);
+  if (slots === 0 && tx.space() === tx.numSlots - 1) return dropPacket(rx, moved);
   let j = rx.head;
   let k = tx.head;
   for (let left = slots; left > 0; ) {

@@ -98,7 +98,8 @@ function checkSizes(from: NetmapPort, to: NetmapPort): void {
 
 function totalText(from: string, to: string, moved: Moved): string {
   const bad = moved.bad > 0 ? `, ${moved.bad} bad slots` : '';
-  return `${from} --> ${to}: ${moved.packets} packets ${moved.bytes} bytes${bad}\n`;
+  const tooLong = moved.tooLong > 0 ? `, ${moved.tooLong} packets longer than a ring dropped` : '';
+  return `${from} --> ${to}: ${moved.packets} packets ${moved.bytes} bytes${bad}${tooLong}\n`;
 }
 
 /** Passes packets on until cancelled. @returns what went from a to b, and from b to a */

@@ -68,6 +68,7 @@ async function lb(flags: LbFlags & CommonFlags): Promise<void> {
     await waitSeconds(job.waitSeconds, cancel);
     const balancer = new Balancer(groups, input.extraBufs);
     await lbLoop(job, input, ports.slice(1), balancer, cancel);
+    balancer.end();
     const forwarded = groups.flat().reduce((sum, o) => sum + o.packets, 0);
     const { dropped } = balancer;
     process.stdout.write(`${forwarded} packets forwarded.  ${dropped} packets dropped. Total ${forwarded + dropped}\n`);

@@ -76,7 +76,9 @@ export class Output {
 
   constructor(name: string, port: Pick<PktPort, 'txRings'>, queueSize: number) {
     this.name = name;
-    this.ring = port.txRings[0]!;
+    const [ring, ...others] = port.txRings;
+    this.ring = ring!;
+    for (const other of others) other.cur = other.tail; // their room is not waited for
     this.queue = new SlotQueue(queueSize);
     this.hashes = new Uint32Array(this.ring.numSlots);
     this.lastTail = this.ring.next(this.ring.tail);
@@ -149,6 +151,11 @@ export class Balancer {
     }
   }
 
+  /** The end: what still waits in queues is dropped. */
+  end(): void {
+    for (const out of this.#outputs) while (out.queue.n > 0) this.#dropFirst(out);
+  }
+
   /** Takes up to `batch` packets from an rx ring to the first group. */
   take(m: { readonly u8: Uint8Array }, rx: PktRing, batch: number): void {
     let at = rx.head;
@@ -171,8 +178,10 @@ export class Balancer {
     const out = group[hash % group.length]!;
     const direct = out.queue.n === 0 && out.room() >= slots;
     if (!direct) {
-      if (this.#free.length < slots) this.#revoke(slots);
-      if (out.queue.size - out.queue.n < slots || this.#free.length < slots) {
+      // One with more slots than the pipe's ring would stay in the queue for ever.
+      const fits = slots < out.ring.numSlots;
+      if (fits && this.#free.length < slots) this.#revoke(slots);
+      if (!fits || out.queue.size - out.queue.n < slots || this.#free.length < slots) {
         out.dropped += 1;
         this.dropped += 1;
         for (let i = 0, j = at; i < slots; i++, j = src.next(j)) out.droppedBytes += src.len(j);
@@ -200,14 +209,22 @@ export class Balancer {
     for (const out of this.#outputs) if (out.queue.n > longest.queue.n) longest = out;
     const { queue } = longest;
     for (let taken = 0; queue.n > 0 && (taken < REVOKE || this.#free.length < wanted); ) {
-      for (let slots = queue.packet(); slots > 0; slots--, taken++) {
-        this.#free.push(queue.idx());
-        longest.droppedBytes += queue.len();
-        queue.shift();
-      }
-      longest.dropped += 1;
-      this.dropped += 1;
+      taken += this.#dropFirst(longest);
     }
+  }
+
+  /** Drops the first packet of a pipe's queue. Returns its slots. */
+  #dropFirst(out: Output): number {
+    const { queue } = out;
+    const slots = queue.packet();
+    for (let i = 0; i < slots; i++) {
+      this.#free.push(queue.idx());
+      out.droppedBytes += queue.len();
+      queue.shift();
+    }
+    out.dropped += 1;
+    this.dropped += 1;
+    return slots;
   }
 }
 

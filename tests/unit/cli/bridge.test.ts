@@ -83,6 +83,23 @@ test('a packet of several slots is never cut, whatever room and burst', () => {
   );
 });
 
+test('a packet longer than the ring it is to go into holds nobody up: it is dropped, and counted', () => {
+  const [a, b] = [new FakePort('', 16), new FakePort('', 4)];
+  receive(a, [60], 1);
+  receive(a, [2048, 2048, 2048, 100], 2);
+  receive(a, [2048, 100, 100], 3);
+  const moved = new Moved();
+  for (let turn = 0; turn < 6; turn++) {
+    portsMove(a, b, 1024, false, moved);
+    b.txsync();
+  }
+  assert.deepEqual(
+    b.sent.map(({ bytes }) => bytes[0]),
+    [1, 3, 3, 3],
+  );
+  assert.deepEqual([moved.packets, moved.tooLong, a.rxRings[0]!.space()], [2, 1, 0]);
+});
+
 test('a slot longer than its buffer goes out empty, and is counted', () => {
   const [a, b] = [new FakePort('', 8), new FakePort('', 8)];
   receive(a, [60], 1);

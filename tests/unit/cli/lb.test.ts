@@ -95,7 +95,10 @@ class Ring implements PktRing {
 }
 
 test('balancer against a model: every packet to one pipe of each group, whole, in order; no buffer lost or doubled', () => {
-  const arrival = fc.record({ flow: fc.nat(5), slots: fc.integer({ min: 1, max: 3 }) });
+  const arrival = fc.record({
+    flow: fc.nat(5),
+    slots: fc.oneof(fc.integer({ min: 1, max: 3 }), fc.constantFrom(7, 8, 9)),
+  });
   const step = fc.oneof(
     fc.record({ packets: fc.array(arrival, { maxLength: 4 }) }),
     // A receiver of a pipe releases so many slots.
@@ -148,6 +151,7 @@ test('balancer against a model: every packet to one pipe of each group, whole, i
         release(i % 4, 7);
         turn();
       }
+      balancer.end();
       const now = [...rx.idx, ...rings.flatMap((r) => r.idx)];
       assert.equal(balancer.freeBuffers, extraBufs);
       assert.equal(new Set(now).size, now.length);
@@ -174,6 +178,25 @@ test('balancer against a model: every packet to one pipe of each group, whole, i
     }),
     { numRuns: 300 },
   );
+});
+
+test('a pipe that nobody reads: what waits in its queue at the end is counted as dropped; only its first ring is waited for', () => {
+  const m = views(new SharedArrayBuffer(65536));
+  const [rx, ring, other] = [new Ring(2, 16, 0), new Ring(32, 8, 7), new Ring(40, 8, 7)];
+  const out = new Output('p', { txRings: [ring, other] }, 16);
+  assert.equal(other.cur, other.tail);
+  const balancer = new Balancer(
+    [[out]],
+    Array.from({ length: 16 }, (_, i) => 100 + i),
+  );
+  for (let i = 0; i < 15; i++, rx.tail = rx.next(rx.tail)) {
+    m.u8.set(packet(1, 100, 1, 2), rx.bufOfs(rx.tail));
+    rx.setLen(rx.tail, 60);
+  }
+  balancer.take(m, rx, 100);
+  assert.deepEqual([balancer.received, out.packets, balancer.dropped], [15, 7, 0]);
+  balancer.end();
+  assert.deepEqual([out.packets, balancer.dropped, out.droppedBytes, balancer.freeBuffers], [7, 8, 480, 16]);
 });
 
 test('options and names of pipes: groups, numbering', () => {

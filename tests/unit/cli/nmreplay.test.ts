@@ -125,8 +125,11 @@ test('a capture is read and sent: times, lengths, slots', async () => {
   assert.deepEqual([...t.gap], [0, 2e6, 0, 1e6], 'time does not go backwards');
   assert.deepEqual([...t.captured], [60, 3000, 61, 62]);
   const port = new FakePort('', 16);
+  const { txRings: others } = new FakePort('', 16);
+  Object.assign(port, { txRings: [...port.txRings, ...others] });
   const schedule = new Schedule(t, 2, parseBandwidth(undefined), none.delay, none.loss);
   const done = await replay(port, t, schedule, 8, { cancelled: false }, () => undefined);
+  assert.equal(others[0]!.cur, others[0]!.tail, 'the room of a ring that it does not use is not waited for');
   const once = [60, 2048, 2048, 904, 61, 62];
   assert.deepEqual(
     port.sent.map((s) => s.bytes.length),
