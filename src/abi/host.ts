@@ -247,7 +247,7 @@ export const nic_queue = struct('nic_queue', 192, {
   /** rx: slots before which all were handed over for sending, and head. */
   sent: [112, 'u32'],
   rx_head: [116, 'u32'],
-  /** Slots of one frame to send, at most. */
+  /** Slots of one frame, at most. */
   max_pieces: [120, 'u32'],
   /** 1: the card reaches the buffers itself. Else the errno for which it does not, 0 if that was not tried. */
   zero_copy: [124, 'u32'],

@@ -407,11 +407,16 @@ export function nicRxsync(d: usize, kr: usize): u32 {
   return used + distance(first, hwcur, n);
 }
 
-/** Arms an rx ring while less than half of its buffers are with the kernel, or a zero-copy monitor waits for them (R11). */
+/**
+ * Arms an rx ring while less than half of its buffers are with the kernel, or so few that the longest frame may have to wait for
+ * those that its user has, or a zero-copy monitor waits for them (R11).
+ */
 export function nicArmReceiver(kr: usize): void {
+  const q: usize = load<u32>(kr, kring_peer);
   const n = load<u32>(kr, kring_num_slots);
   const theirs = distance(load<u32>(kr, kring_hwcur), load<u32>(kr, kring_hwtail), n);
-  setArmed(kr, theirs > n / 2 || load<u32>(kr, kring_zmon) != 0 ? 1 : 0);
+  const few = theirs > n / 2 || (q != 0 && theirs != 0 && n - theirs <= load<u32>(q, nic_queue_max_pieces));
+  setArmed(kr, few || load<u32>(kr, kring_zmon) != 0 ? 1 : 0);
 }
 
 /** Whether `nicTxsync` would find something. */

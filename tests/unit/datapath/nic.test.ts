@@ -1,7 +1,7 @@
 /** The ring of an interface that can go no further lets its thread sleep: on a kernel that the test plays (tests/props/nic-rig.ts). */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { NS_MOREFRAG, nic_queue } from '../../../src/abi/index.ts';
+import { NS_MOREFRAG, nic_queue, nm_csb_ktoa } from '../../../src/abi/index.ts';
 import { N, NicRig } from '../../props/nic-rig.ts';
 import { STARTS } from './rig.ts';
 
@@ -34,6 +34,26 @@ for (const [where, start] of STARTS) {
       assert.equal(rig.dp.look(rig.domain), 0);
       rig.start(rig.card);
       rig.serve();
+      rig.close();
+    });
+
+    it('R11: where the longest frame may have to wait for what its user has read, the user is to kick when he releases it', () => {
+      const rig = new NicRig(start);
+      const { rx, registration } = rig.card;
+      rig.dp.monForget(registration.port); // they would have it armed always
+      rig.scribble(true, 0, 0n); // and none is shown what it reads
+      nic_queue.set.max_pieces(rig.m, rig.queue, N / 2);
+      const armed = (): number => {
+        rig.dp.arm(rig.domain);
+        return nm_csb_ktoa.get.kern_need_kick(rig.m, rx.ktoa);
+      };
+      assert.equal(armed(), 0);
+      for (let i = 0; i < N / 2; i++) rig.arrive(0);
+      rig.serve();
+      assert.equal(armed(), 1);
+      rig.read(1);
+      rig.serve();
+      assert.equal(armed(), 0);
       rig.close();
     });
 
