@@ -151,6 +151,10 @@ test('balancer against a model: every packet to one pipe of each group, whole, i
         release(i % 4, 7);
         turn();
       }
+      assert.ok(
+        outputs.every(({ queue }) => queue.n === 0),
+        'nothing is stuck',
+      );
       balancer.end();
       const now = [...rx.idx, ...rings.flatMap((r) => r.idx)];
       assert.equal(balancer.freeBuffers, extraBufs);
