@@ -6,7 +6,7 @@
  * Owner: whoever calls `transmit` and `receive`, one thread.
  */
 import type { Views } from '../abi/index.ts';
-import { NETMAP_FIRST_BUF, NS_MOREFRAG, netmap_ring, netmap_slot } from '../abi/index.ts';
+import { NETMAP_FIRST_BUF, NETMAP_MAX_FRAGS, NS_MOREFRAG, netmap_ring, netmap_slot } from '../abi/index.ts';
 import { bufferAddress, errno, FrameVector } from '../os/index.ts';
 import type { GuestKring } from './kring.ts';
 import { hostError, type Memdev } from './memdev.ts';
@@ -22,6 +22,8 @@ export interface QueueCounters {
   rxBad: number;
   /** Frames that the stack did not take (interface down, no memory). */
   rxDropped: number;
+  /** Frames of the stack that the buffers of the longest chain do not hold: dropped. */
+  txTooLong: number;
 }
 
 /** The buffers of a ring's slots for readv and writev, twice, so that a chain that wraps around is in one piece. */
@@ -103,7 +105,7 @@ class RingVector {
 
 export class IfnetQueue {
   readonly fd: number;
-  readonly counters: QueueCounters = { txPackets: 0, rxPackets: 0, rxBad: 0, rxDropped: 0 };
+  readonly counters: QueueCounters = { txPackets: 0, rxPackets: 0, rxBad: 0, rxDropped: 0, txTooLong: 0 };
   /** The tx ring had no room for a frame at the last `transmit`. */
   blocked = false;
   readonly #m: Views;
@@ -111,8 +113,9 @@ export class IfnetQueue {
   readonly #rx: RingVector;
   readonly #bufSize: number;
   readonly #hdr: number;
-  /** Slots that the longest frame takes. */
+  /** Slots that the longest frame takes, and bytes of them from which on a frame may have been cut off. */
   readonly #maxSlots: number;
+  readonly #tooLong: number;
   readonly #kick: (ring: GuestKring) => void;
   readonly #deliver: ((frame: Uint8Array) => Uint8Array[]) | undefined;
   /** Where a frame that is made in software stands while it is written. */
@@ -138,7 +141,8 @@ export class IfnetQueue {
     this.#rx = new RingVector(rx, memdev);
     this.#bufSize = memdev.bufPool.objsz;
     this.#hdr = hdr;
-    this.#maxSlots = Math.min(Math.ceil(MAX_FRAME / this.#bufSize), tx.numSlots - 1);
+    this.#maxSlots = Math.min(Math.ceil(MAX_FRAME / this.#bufSize), tx.numSlots - 1, NETMAP_MAX_FRAGS);
+    this.#tooLong = Math.min(MAX_FRAME + 1, this.#maxSlots * this.#bufSize);
     this.#kick = kick;
     this.#deliver = deliver;
     this.#one.hold(0, this.#copy);
@@ -169,6 +173,11 @@ export class IfnetQueue {
         if (bytes === -errno.EBADF || bytes === -EBADFD) throw hostError('removed the interface');
         break;
       }
+      frames++;
+      if (bytes >= this.#tooLong) {
+        this.counters.txTooLong++;
+        continue;
+      }
       // The kernel leaves num_buffers as it was.
       if (this.#hdr === 12) this.#m.u16[(tx.buf(head) + 10) >>> 1] = 0;
       let left = bytes;
@@ -177,10 +186,9 @@ export class IfnetQueue {
       }
       tx.setSlot(head, left, 0);
       head = tx.next(head);
-      frames++;
+      this.counters.txPackets++;
     }
     if (frames > 0) this.#sync(tx, head);
-    this.counters.txPackets += frames;
     return frames;
   }
 

@@ -6,6 +6,7 @@
  * Entry point: `run`, which moves frames on the calling thread until `close`; it gives the event loop its turn every
  * few milliseconds, and whenever a signal arrives.
  */
+import { NETMAP_MAX_FRAGS } from '../abi/index.ts';
 import type { Tap } from '../os/index.ts';
 import {
   closeFd,
@@ -46,6 +47,9 @@ export interface IfnetOptions {
 export const MTU_MIN = 68;
 export const MTU_MAX = 9000;
 
+/** Longest segment of TCP that the stack leaves to the driver, with its headers. */
+const MAX_SEGMENT = 65536;
+
 /** Frames of one direction before the other has its turn. */
 const BUDGET = 64;
 /**
@@ -75,7 +79,7 @@ export class Ifnet {
   /**
    * Makes the interface and brings it up. The driver's rings run.
    * @param release called once at close, after the driver was detached
-   * @throws SysError EINVAL: rings too small for a 64 KiB segment; what openTap throws
+   * @throws SysError EINVAL: rings or buffers too small for a 64 KiB segment; what openTap throws
    */
   constructor(driver: PtnetDriver, memdev: Memdev, options: IfnetOptions, release: () => Promise<void>) {
     const { txcsum = true, rxcsum = true, tso = true, lro = true, mtu = 1500 } = options;
@@ -88,6 +92,15 @@ export class Ifnet {
     const slots = Math.min(...driver.txRings.map((r) => r.numSlots));
     if (slots <= 64) {
       throw new SysError(`an interface needs rings of more than 64 slots; these have ${slots}`, errno.EINVAL);
+    }
+    // Without as much, all long segments of TCP would be lost, which it takes for a slow link.
+    const bufSize = memdev.bufPool.objsz;
+    if (this.vnetHdrLen > 0 && bufSize * NETMAP_MAX_FRAGS < MAX_SEGMENT) {
+      const least = MAX_SEGMENT / NETMAP_MAX_FRAGS;
+      throw new SysError(
+        `an interface with a VirtIO header needs buffers of ${least} bytes, these have ${bufSize}: do without (--vnet-hdr 0)`,
+        errno.EINVAL,
+      );
     }
     this.#tap = openTap(options.name ?? 'ptnet%d', pairs, this.vnetHdrLen, { txcsum, tso });
     this.name = this.#tap.name;
@@ -125,7 +138,7 @@ export class Ifnet {
 
   /** Sums over all queues, since the interface was made. */
   get counters(): QueueCounters {
-    const sum: QueueCounters = { txPackets: 0, rxPackets: 0, rxBad: 0, rxDropped: 0 };
+    const sum: QueueCounters = { txPackets: 0, rxPackets: 0, rxBad: 0, rxDropped: 0, txTooLong: 0 };
     for (const { counters } of this.queues) {
       for (const key of Object.keys(sum) as (keyof QueueCounters)[]) sum[key] += counters[key];
     }

@@ -129,8 +129,19 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
     await refused(['up', 'vale0:c', '--name', 'lan7'], /lan7/, b);
     await refused(['up', 'vale0:c', '--name', 'much-too-long-a-name'], /no name of an interface/, b);
     await refused(['up', 'vale0:c', '--slots', '64'], /more than 64 slots/, b);
+    await refused(['up', 'vale0:c', '--buf-size', '960'], /needs buffers of 1024 bytes, these have 960/, b);
     await refused(['up', 'vale0:c', '--vnet-hdr', 'no'], /--vnet-hdr no: must be 0 or 1/, b);
     await refused(['up', 'vale0:c', '--loader-conf', '/nonexistent'], /nonexistent/, b);
+  });
+
+  it('small buffers, without header: frames of up to 64 slots pass, longer ones are dropped', async () => {
+    const small = ['--buf-size', '64', '--slots', '2048', '--vnet-hdr', '0', 'mtu', '9000'];
+    const c = await lab.host('vale0:c', 'inet', '10.78.1.1/24', ...small);
+    const d = await lab.host('vale0:d', 'inet', '10.78.1.2/24', ...small);
+    assert.ok(await c.pings('10.78.1.2', '-s', '4000'));
+    assert.ok(await c.silent('10.78.1.2', '-s', '8000'));
+    assert.ok(await c.pings('10.78.1.2'));
+    await Promise.all([c.stop(), d.stop()]);
   });
 
   it('the tunable in loader.conf turns the header off, the environment on again, the flag off', async () => {
