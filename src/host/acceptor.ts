@@ -1,12 +1,15 @@
 /**
  * Accepting connections on an event loop, for the control socket and the device sockets. That no descriptor is left
- * (EMFILE, ENFILE) ends nothing: those who wait in the queue are accepted when some are closed.
+ * (EMFILE, ENFILE) ends nothing: those who wait in the queue are accepted when some are closed. Whoever connects without end
+ * leaves others their turns of the loop.
  */
 import type { SysError } from '../os/index.ts';
 import { acceptUnix, closeFd, watch } from '../os/index.ts';
 
 /** Pause after an accept that failed, so that the level-triggered watch does not spin. */
 const PAUSE_MS = 100;
+/** Connections accepted in one turn of the event loop before others get theirs. */
+const TURN = 16;
 
 export interface Acceptor {
   /** Ends listening and closes the socket. */
@@ -24,7 +27,11 @@ export function acceptor(fd: number, onClient: (client: number) => void, onFault
   const interest = { readable: true, writable: false };
   const watcher = watch(fd, interest, () => {
     try {
-      for (let client = acceptUnix(fd); client >= 0; client = acceptUnix(fd)) onClient(client);
+      for (let n = 0; n < TURN; n++) {
+        const client = acceptUnix(fd);
+        if (client < 0) return;
+        onClient(client);
+      }
     } catch (e) {
       watcher.update(idle);
       pause = setTimeout(() => watcher.update(interest), PAUSE_MS);
