@@ -94,7 +94,7 @@ export class PortTable {
 
   /** A port by its name; a persistent one also by "netmap:IF" while it is attached. */
   find(name: string): Port | undefined {
-    return this.#ports.get(name) ?? [...this.#ports.values()].find((p) => name === `netmap:${p.persistent ?? ''}`);
+    return this.#ports.get(name) ?? [...this.#ports.values()].find((p) => persistentName(p) === name);
   }
 
   /**
@@ -414,6 +414,10 @@ export class PortTable {
     await domain.datapath.mailbox.call({ op, domain: domain.address, port: record.port });
   }
 }
+
+/** "netmap:IF" of a persistent port. */
+const persistentName = ({ persistent }: Port): string | undefined =>
+  persistent === undefined ? undefined : `netmap:${persistent}`;
 
 /** Name and kind of the domain of a port that is not there yet. */
 function domainOf(name: PortName): [string, DomainKind] {

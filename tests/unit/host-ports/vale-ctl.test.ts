@@ -112,6 +112,7 @@ test('what cannot be is refused with its reason', async () => {
   await ctl({ letter: 'r', name: 'mem' });
   const a = await lab.open('vale1:eph');
   await assert.rejects(ctl({ letter: 'd', name: 'vale1:eph' }), /goes with them/);
+  for (const name of ['', 'netmap:']) await assert.rejects(ctl({ letter: 'g', name }), { code: 'ENXIO' });
   await lab.close(a);
 });
 
