@@ -274,6 +274,8 @@ export class Devices {
     await entry.free;
     await this.#vacate(entry);
     this.#entries.delete(id);
+    // A rebuild that has begun reads the records of all who were there then: they stay until it is done.
+    await this.#rebuilt.catch(() => undefined);
   }
 
   /** A device's client is gone: what it left is put right. */
