@@ -56,6 +56,9 @@ export interface PtnetConfig {
   readonly maxDmaMaps?: number;
 }
 
+/** Warnings about one client. */
+const MAX_WARNINGS = 100;
+
 export interface PtnetHooks extends TenantHooks {
   /** Something that whoever runs the client ought to know. */
   warn(message: string): void;
@@ -98,6 +101,8 @@ export class PtnetDevice extends PciDevice {
   #framesHdrLen: number | undefined;
   #ctlStatus = 0;
   #csb = { atokHigh: 0, ktoaHigh: 0, atok: 0n, ktoa: 0n };
+  /** About this client. */
+  #warnings = 0;
   /** What `changed` was last called with. */
   #told: PtnetState = { attached: false, running: false, vnetHdrLen: 0 };
 
@@ -146,6 +151,7 @@ export class PtnetDevice extends PciDevice {
       await this.#dropKicks();
       throw e;
     }
+    this.#warnings = 0;
     this.#attached = true;
     this.tenant.present = true;
     this.#changed();
@@ -259,7 +265,7 @@ export class PtnetDevice extends PciDevice {
   async #create(): Promise<number> {
     const { atok, ktoa } = this.#csb;
     if (atok === 0n || ktoa === 0n) {
-      this.#hooks.warn('CREATE without CSB addresses: refused with ENXIO');
+      this.#warn('CREATE without CSB addresses: refused with ENXIO');
       return errno.ENXIO;
     }
     try {
@@ -279,23 +285,21 @@ export class PtnetDevice extends PciDevice {
         return 0;
       }
       if (status === errno.EINVAL) {
-        this.#hooks.warn(
+        this.#warn(
           'CREATE refused with EINVAL: kern_need_kick is not 1 in every ktoa entry, so the CSB pages seen here are not ' +
             "the guest's: start QEMU with share=on on its memory backend",
         );
       } else if (status === errno.EIO) {
-        this.#hooks.warn(
-          'CREATE refused with EIO: the switch of this port was stopped by a fault in the datapath (R2)',
-        );
+        this.#warn('CREATE refused with EIO: the switch of this port was stopped by a fault in the datapath (R2)');
       } else {
-        this.#hooks.warn(`CREATE refused with ${errnoName(status)}`);
+        this.#warn(`CREATE refused with ${errnoName(status)}`);
       }
       this.#unmapCsb();
       return status;
     } catch (e) {
       this.#unmapCsb();
       if (!(e instanceof CsbError)) throw e;
-      this.#hooks.warn(`CREATE refused with ${errnoName(e.errno)}: ${e.message}`);
+      this.#warn(`CREATE refused with ${errnoName(e.errno)}: ${e.message}`);
       return e.errno;
     }
   }
@@ -431,6 +435,13 @@ export class PtnetDevice extends PciDevice {
   #renewed(): void {
     writeInterface(this.#m, this.registration);
     this.#framesHdrLen = undefined;
+  }
+
+  /** One client does not fill the log. */
+  #warn(message: string): void {
+    this.#warnings++;
+    if (this.#warnings <= MAX_WARNINGS) this.#hooks.warn(message);
+    if (this.#warnings === MAX_WARNINGS) this.#hooks.warn('more refused CREATEs of this client are not logged');
   }
 
   /** Tells what changed; a client that writes the same registers for ever keeps nobody busy with it. */

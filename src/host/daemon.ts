@@ -17,6 +17,7 @@ import { regionSizes } from './region-sizes.ts';
 import { isMonitor } from './monitors.ts';
 import { NicOffloads } from './nic-offloads.ts';
 import { hostRingsName, parseInterface } from './nics.ts';
+import { takeState } from './opens.ts';
 import { isOwn, regionBytes, type RegionSizes } from './regions.ts';
 import { RunDir } from './run-dir.ts';
 import { configuredShape, shapeOf } from './shape.ts';
@@ -241,10 +242,8 @@ export class Daemon {
     }
     const open = this.#switchboard.openOf(event.id);
     if (open === undefined) return;
-    if (open.state.running !== event.state.running) {
-      this.log.info(`${open.name}: rings ${event.state.running ? 'running' : 'stopped'}`);
-    }
-    open.state = event.state;
+    const says = takeState(open, event.state);
+    if (says !== undefined) this.log.info(says);
   }
 
   async #request(request: ControlRequest, peer: PeerCredentials): Promise<ControlAnswer> {

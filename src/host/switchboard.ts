@@ -349,7 +349,7 @@ export class Switchboard {
       const ptnet = { registration, trustUnsealedMemory, maxDmaMaps };
       await this.#threads.devices.call({ op: 'ptnet-add', id: device, name: name.name, thread: index, ptnet });
       const state = { attached: false, running: false, vnetHdrLen: 0 };
-      const open: Open = { name: name.text, port, owner, registration, device, state, tellGone: undefined };
+      const open: Open = { name: name.text, port, owner, registration, device, state, changes: 0, tellGone: undefined };
       port.opens.add(open);
       this.#byDevice.set(device, open);
       return open;

@@ -206,3 +206,27 @@ test('a flood of register writes, resets and CREATE/DELETE from one client leave
     assert.equal(other.hwtail(1), 100);
     assert.equal(other.memory.u32(other.atok(1) + nm_csb_atok.ofs.head), 0);
   }));
+
+test('R21: one client fills no log, neither with CREATEs that are refused nor with rings that start and stop', () =>
+  withDaemon(TWO, async (lab) => {
+    const said: string[] = [];
+    lab.daemon.log.info = ((text: string) => void said.push(text)) as never;
+    const guest = await lab.guest('a');
+    for (let i = 0; i < 150; i++) await guest.create();
+    await guest.start();
+    for (let i = 0; i < 150; i++) {
+      await guest.destroy();
+      guest.prepare();
+      await guest.create();
+    }
+    guest.client.close();
+    const next = await lab.guest('a');
+    await next.create();
+    await next.start();
+    await lab.waitForLog(/more refused CREATEs of this client are not logged/);
+    await eventually('what the next client does is logged', () => said.at(-1) === 'vale0:a: rings running');
+    assert.equal(lab.logged.filter((l) => l.includes('refused with ENXIO')).length, 101);
+    assert.equal(said.length, 101);
+    assert.match(said[99]!, /rings stopped; further changes of this client are not logged/);
+    next.client.close();
+  }));
