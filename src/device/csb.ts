@@ -5,7 +5,7 @@
 import { CSB_PAGE_SIZE } from '../abi/index.ts';
 import type { Arena } from '../memory/index.ts';
 import { errno, F_SEAL_SHRINK, fileSize, getSeals, pageBytesOf, SysError } from '../os/index.ts';
-import type { DmaTable } from '../vfio-user/index.ts';
+import type { DmaRange, DmaTable } from '../vfio-user/index.ts';
 
 /** Why a CSB page cannot be used; `errno` is what PTCTL then reads. */
 export class CsbError extends Error {
@@ -37,7 +37,24 @@ export function mapCsbPage(
   if (found === undefined) {
     throw new CsbError(errno.ENXIO, `${where}: not in memory that the client shares (is its memory share=on?)`);
   }
-  const { fd } = found;
+  try {
+    const start = mapPage(arena, found, where, window, windowBytes, trusted);
+    return window + (found.fileOffset - start);
+  } catch (e) {
+    if (e instanceof SysError) throw new CsbError(errno.EFAULT, `${where}: ${e.message}`);
+    throw e;
+  }
+}
+
+/** Returns where in the file the page begins that was mapped. @throws CsbError, SysError */
+function mapPage(
+  arena: Arena,
+  { fd, fileOffset }: DmaRange,
+  where: string,
+  window: number,
+  windowBytes: number,
+  trusted: boolean,
+): number {
   // Only memfds have seals, so nothing below asks a file system of the client's own (FUSE) and waits for it.
   if (!trusted && (getSeals(fd) & F_SEAL_SHRINK) === 0) {
     throw new CsbError(
@@ -53,18 +70,12 @@ export function mapCsbPage(
       `${where}: lies on a huge page of ${pageBytes} bytes; this device takes pages of up to ${windowBytes} bytes`,
     );
   }
-  const fileOfs = Number(found.fileOffset);
-  if (fileOfs % CSB_PAGE_SIZE !== 0) throw new CsbError(errno.EINVAL, `${where}: not page aligned in its file`);
-  const start = Math.floor(fileOfs / pageBytes) * pageBytes;
-  try {
-    const size = fileSize(fd);
-    if (start + pageBytes > size) {
-      throw new CsbError(errno.EFAULT, `${where}: offset ${fileOfs} is beyond the end of its file (${size} bytes)`);
-    }
-    arena.mapFile(window, pageBytes, fd, start);
-  } catch (e) {
-    if (e instanceof SysError) throw new CsbError(errno.EFAULT, `${where}: ${e.message}`);
-    throw e;
+  if (fileOffset % CSB_PAGE_SIZE !== 0) throw new CsbError(errno.EINVAL, `${where}: not page aligned in its file`);
+  const start = Math.floor(fileOffset / pageBytes) * pageBytes;
+  const size = fileSize(fd);
+  if (start + pageBytes > size) {
+    throw new CsbError(errno.EFAULT, `${where}: offset ${fileOffset} is beyond the end of its file (${size} bytes)`);
   }
-  return window + (fileOfs - start);
+  arena.mapFile(window, pageBytes, fd, start);
+  return start;
 }

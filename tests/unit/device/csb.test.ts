@@ -21,6 +21,8 @@ import {
 
 const IOVA = 0x10_0000n;
 const KTOA = 0x10_1000n;
+/** From fcntl.h; Node has no name for it. */
+const O_PATH = 0x20_0000;
 
 interface Case {
   readonly name: string;
@@ -151,6 +153,17 @@ const refused: readonly Case[] = [
     says: /mmap\(fd \d+, offset 0, 4096 bytes\): EACCES/,
     setUp: async (guest) => {
       const fd = openSync(`/proc/self/fd/${guest.memory.fd}`, 'r');
+      await guest.client.dmaMap({ iova: IOVA, size: 8192n, fd, flags: 3 });
+      closeSync(fd);
+      await csbOf(guest);
+    },
+  },
+  {
+    name: 'a descriptor that only names its file (O_PATH)',
+    errno: errno.EFAULT,
+    says: /atok at guest address 0x100000: fcntl\(\d+, F_GET_SEALS\): EBADF/,
+    setUp: async (guest) => {
+      const fd = openSync(`/proc/self/fd/${guest.memory.fd}`, O_PATH);
       await guest.client.dmaMap({ iova: IOVA, size: 8192n, fd, flags: 3 });
       closeSync(fd);
       await csbOf(guest);
