@@ -158,13 +158,13 @@ export class PortTable {
       port.mac = nic.mac;
       const { datapath } = domain;
       port.nic = await connectNic(datapath, this.#devices, domain.address, port.record, nic, hosted, layout.pageBytes);
+      this.#watch.add(port.nic);
+      return port;
     } catch (e) {
       if (port === undefined) nic.close();
       else await this.#remove([port]);
       throw e;
     }
-    this.#watch.add(port.nic);
-    return port;
   }
 
   /** Makes a persistent port, on no switch yet. @throws as `create` */

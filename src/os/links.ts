@@ -2,7 +2,7 @@
  * What else a NIC port needs to know of an interface and to change there: queues, driver, offloads (ethtool's ioctl), and
  * what becomes of interfaces (rtnetlink(7)). Everything is of the calling thread's network namespace.
  */
-import { closeFd, watch } from './events.ts';
+import { closeFd, type Watch, watch } from './events.ts';
 import { check, lastErrno, libc, scratch } from './libc.ts';
 import { fillName } from './netif.ts';
 import {
@@ -115,6 +115,21 @@ export interface LinkChange {
  */
 export function watchLinks(onChange: (change: LinkChange) => void): { close(): void } {
   const fd = netlinkSocket(RTMGRP_LINK, SOCK_NONBLOCK);
+  try {
+    const watching = watchSocket(fd, onChange);
+    return {
+      close: () => {
+        watching.close();
+        closeFd(fd);
+      },
+    };
+  } catch (e) {
+    closeFd(fd);
+    throw e;
+  }
+}
+
+function watchSocket(fd: number, onChange: (change: LinkChange) => void): Watch {
   const buffer = scratch(NETLINK_BYTES);
   const known = new Set(allLinks().map(({ ifindex }) => ifindex));
   const tell = (change: LinkChange): void => {
@@ -122,7 +137,7 @@ export function watchLinks(onChange: (change: LinkChange) => void): { close(): v
     else known.add(change.ifindex);
     onChange(change);
   };
-  const watching = watch(fd, { readable: true, writable: false }, () => {
+  return watch(fd, { readable: true, writable: false }, () => {
     let lost = false;
     for (let n = 0; (n = netlinkReceive(fd, buffer)) >= 0; ) {
       if (n === 0) lost = true;
@@ -137,12 +152,6 @@ export function watchLinks(onChange: (change: LinkChange) => void): { close(): v
     for (const ifindex of gone) tell({ ifindex, gone: true, running: false, mtu: 0 });
     for (const link of there) tell(link);
   });
-  return {
-    close: () => {
-      watching.close();
-      closeFd(fd);
-    },
-  };
 }
 
 /** All interfaces, as a change would tell of them. */

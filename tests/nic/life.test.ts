@@ -1,12 +1,13 @@
 /** Interfaces, the daemon and users of ports come and go: everything is as it was, and who has to know is told. */
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { afterEach, beforeEach, describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { listDaemon, openPort, POLLIN } from '../../src/api/index.ts';
 import { FrameCounter, frameNumber } from './nic-frames.ts';
 import { NicLab, nicSkip } from './nic-lab.ts';
-import { conserves, long, receive, send } from './nic-traffic.ts';
+import { conserves, long, QUIET_MS, receive, send } from './nic-traffic.ts';
 
 /** What the daemon holds: descriptors, mappings of memory files and sockets, room in its arenas. V8's own mappings come and go. */
 async function holdings(lab: NicLab): Promise<{ fds: number; maps: number; free: number }> {
@@ -53,6 +54,40 @@ describe('the interface and the daemon come and go', { skip: nicSkip('ping') }, 
     const now = await rest();
     assert.ok(now.fds <= first.fds + 2, JSON.stringify([first, now]));
     assert.deepEqual([now.maps, now.free], [first.maps, first.free]);
+    assert.ok(await lab.there.pings('10.77.0.1'));
+  });
+
+  it('a daemon without a descriptor left, wherever in opening that is: an error, and nothing is left behind', {
+    skip: nicSkip('prlimit'),
+  }, async () => {
+    const pid = String(lab.daemon!.pid);
+    const prlimit = (...args: string[]): string =>
+      execFileSync('prlimit', ['--pid', pid, ...args], { encoding: 'utf8' });
+    const most = prlimit('--nofile', '--output', 'SOFT', '--noheadings').trim();
+    const first = await openPort('netmap:veth0*', { runDir: lab.runDir });
+    await first.close();
+    await lab.givenBack();
+    const before = await holdings(lab);
+    let refused = 0;
+    for (let more = 1; ; more++) {
+      prlimit(`--nofile=${before.fds + more}:`);
+      const open = openPort('netmap:veth0*', { runDir: lab.runDir });
+      const port = await open.catch((e: Error) => e).finally(() => prlimit(`--nofile=${most}:`));
+      if (!(port instanceof Error)) {
+        await port.close();
+        break;
+      }
+      refused++;
+      const end = performance.now() + QUIET_MS;
+      while ((await lab.ports()).length > 0 && performance.now() < end) await sleep(10);
+      assert.deepEqual(await lab.ports(), [], port.message);
+      await lab.givenBack();
+      const now = await holdings(lab);
+      assert.ok(now.fds <= before.fds + 2, `${port.message}: ${JSON.stringify([before, now])}`);
+      assert.deepEqual([now.maps, now.free], [before.maps, before.free], port.message);
+    }
+    assert.ok(refused > 5);
+    await lab.givenBack();
     assert.ok(await lab.there.pings('10.77.0.1'));
   });
 
