@@ -58,8 +58,9 @@ export class PortSet {
         if (now !== 0 || left <= 0) return now;
         const sleep = Math.min(left, this.#pollMs);
         const n = this.#pollSet.poll(sleep === Number.POSITIVE_INFINITY ? -1 : Math.min(Math.ceil(sleep), MAX_INT));
-        this.#spin.slept((performance.now() - begin) * 1000);
-        if (n === 0 && sleep < left) continue; // a device without interrupts
+        const slept = performance.now() - begin;
+        this.#spin.slept(slept * 1000);
+        if (n === 0 && slept >= sleep && sleep < left) continue; // a device without interrupts; no signal
         if (n === 0) return this.#sync();
         for (let i = 0; i < this.ports.length; i++) {
           const [tx, rx, hangup] = [3 * i, 3 * i + 1, 3 * i + 2];

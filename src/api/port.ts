@@ -187,8 +187,9 @@ export class NetmapPort {
         const { pollMs } = this.#driver.pci;
         const sleep = pollMs === undefined ? left : Math.min(left, pollMs);
         const n = this.#pollSet.poll(sleep === Number.POSITIVE_INFINITY ? -1 : Math.min(Math.ceil(sleep), MAX_INT));
-        this.#spin.slept((performance.now() - now) * 1000);
-        if (n === 0 && sleep < left) continue; // a device without interrupts
+        const slept = performance.now() - now;
+        this.#spin.slept(slept * 1000);
+        if (n === 0 && slept >= sleep && sleep < left) continue; // a device without interrupts; no signal
         if (n === 0) return this.#syncAll(events);
         this.#drain(this.#pollSet.revents(TX), this.#pollSet.revents(RX), this.#pollSet.revents(HANGUP));
       }

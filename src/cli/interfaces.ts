@@ -4,6 +4,7 @@
  */
 import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { interfaceFlags } from '../os/index.ts';
 
 export interface InterfaceRecord {
   readonly pid: number;
@@ -30,7 +31,10 @@ export function recordInterface(runDir: string, record: Omit<InterfaceRecord, 'p
   return () => rmSync(path, { force: true });
 }
 
-/** Interfaces of this network namespace whose processes live. Records that a killed process left are removed. */
+/**
+ * Interfaces of this network namespace whose processes live. Records that a killed process left are removed; one whose number another
+ * process has by now, or whose interface was renamed, is left out.
+ */
 export function recordedInterfaces(runDir: string): InterfaceRecord[] {
   let names: string[];
   try {
@@ -44,12 +48,21 @@ export function recordedInterfaces(runDir: string): InterfaceRecord[] {
     try {
       const record = JSON.parse(readFileSync(path, 'utf8')) as InterfaceRecord;
       if (!alive(record.pid)) rmSync(path, { force: true });
-      else if (record.namespace === ownNamespace()) records.push(record);
+      else if (record.namespace === ownNamespace() && exists(record.name)) records.push(record);
     } catch {
       // It went meanwhile, or is being written.
     }
   }
   return records.toSorted((a, b) => a.name.localeCompare(b.name));
+}
+
+function exists(name: string): boolean {
+  try {
+    interfaceFlags(name);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function alive(pid: number): boolean {

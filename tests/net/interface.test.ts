@@ -1,7 +1,7 @@
 /** The life of an interface: ptnet up, ptnet ifconfig, and every way in which it ends. */
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
@@ -42,6 +42,16 @@ describe('ptnet up and ptnet ifconfig', { skip }, () => {
     assert.match(text, /TX packets [1-9]/);
     assert.ok(!text.includes('lan7'));
     assert.match(await ifconfig(b), /^lan7: .*\n.*LRO/);
+  });
+
+  it('ifconfig: a record of an interface that is no more, of a process that another one is by now, hides no other', async () => {
+    const own = JSON.parse(readFileSync(join(lab.runDir, 'interfaces', `${a.process.pid}.json`), 'utf8')) as object;
+    const left = join(lab.runDir, 'interfaces', 'left.json');
+    writeFileSync(left, JSON.stringify({ ...own, pid: process.pid, name: 'gone0' }));
+    const text = await ifconfig(a);
+    assert.match(text, /^ptnet0: /m);
+    assert.doesNotMatch(text, /gone0/);
+    rmSync(left);
   });
 
   it('down, up, promisc, txcsum and tso are changed while it runs', async () => {

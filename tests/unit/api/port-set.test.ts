@@ -81,3 +81,27 @@ test('poll on several ports: one whose device has no interrupts is looked at all
     closeFd(socket);
   }
 });
+
+test('poll: a signal ends it, also where the device has no interrupts', async () => {
+  const { host, port, socket } = await openFake({ slots: 8, pollMs: 1000 });
+  const set = new PortSet([port]);
+  set.events[0] = POLLIN;
+  const ignore = (): void => undefined;
+  process.on('SIGUSR2', ignore);
+  const word = (host.ktoa(host.rxRings[0]!) + nm_csb_ktoa.ofs.hwtail) >>> 2;
+  // Again and again, as one may come while this thread does not sleep; after 20 s packets end it.
+  const state = new Int32Array(new SharedArrayBuffer(4));
+  const worker = new Worker(
+    `const { workerData: d } = require('node:worker_threads');
+    setInterval(() => process.kill(process.pid, 'SIGUSR2'), 20);
+    setTimeout(() => (Atomics.store(d.state, 0, 1), Atomics.store(new Int32Array(d.buffer), d.word, 1)), 20_000);`,
+    { eval: true, workerData: { buffer: host.m.i32.buffer, word, state } },
+  );
+  assert.equal(port.poll(POLLIN, -1), 0);
+  assert.equal(set.poll(-1), 0);
+  assert.equal(state[0], 0);
+  await worker.terminate();
+  process.off('SIGUSR2', ignore);
+  await port.close();
+  closeFd(socket);
+});
