@@ -90,6 +90,28 @@ test('bridge, lb, nmreplay -w: a signal ends the waiting', async () => {
   }
 });
 
+test('bridge, lb: what was passed on is said when a port goes, or the daemon', async () => {
+  const other = await PtnetDaemon.start({ runDir: join(dir, 'other'), vms: {} });
+  const { runDir: at } = other;
+  const bridge = new PtnetProcess(['bridge', '--run-dir', at, '-i', 'vale0:x', '-i', 'vale1:x']);
+  await bridge.says(/<->/);
+  const rx = await PktGen.start(at, 'vale1:rx', ['-f', 'rx']);
+  const lb = new PtnetProcess(['lb', '--run-dir', at, '-i', 'vale1:rx/r', '-p', 'ids:1', '-o', '1']);
+  await lb.says(/extra buffers/);
+  const tx = await PktGen.start(at, 'vale0:tx', ['-f', 'tx', '-n', '100']);
+  await tx.result();
+  await lb.says(/"packets_received":100,/);
+  // A monitor goes with the port that it shows.
+  await rx.end();
+  assert.equal(await lb.exited, 1);
+  assert.match(lb.stdout, /\n100 packets forwarded\. {2}0 packets dropped\. Total 100\n$/);
+  assert.match(lb.stderr, /ENODEV\n$/);
+  assert.equal(await other.end('SIGTERM'), 0);
+  assert.equal(await bridge.exited, 1);
+  assert.match(bridge.stdout, /^vale0:x --> vale1:x: 100 packets 6000 bytes\nvale1:x --> vale0:x: 0 packets/);
+  assert.match(bridge.stderr, /ENODEV\n$/);
+});
+
 test('bridge -L: an echo', async () => {
   const echo = new PtnetProcess(['bridge', '--run-dir', runDir, '-L', '-i', 'vale0:echo']);
   await echo.says(/back to itself/);

@@ -54,9 +54,14 @@ async function bridge(flags: BridgeFlags & CommonFlags, words: readonly string[]
       await waitSeconds(job.waitSeconds, cancel);
     }
     log(`${job.a} ${a.rxRings.length} rx rings ${job.loopback ? 'back to itself' : `<-> ${job.b}`}`);
-    const [ab, ba] = await bridgeLoop(job, a, b, zeroCopy, cancel, log);
-    process.stdout.write(totalText(job.a, job.b, ab));
-    if (!job.loopback) process.stdout.write(totalText(job.b, job.a, ba));
+    const [ab, ba] = [new Moved(), new Moved()];
+    try {
+      await bridgeLoop(job, a, b, zeroCopy, cancel, ab, ba);
+    } finally {
+      // Also when a port is gone.
+      process.stdout.write(totalText(job.a, job.b, ab));
+      if (!job.loopback) process.stdout.write(totalText(job.b, job.a, ba));
+    }
   } finally {
     await a.close();
     if (b !== a) await b.close();
@@ -102,17 +107,20 @@ function totalText(from: string, to: string, moved: Moved): string {
   return `${from} --> ${to}: ${moved.packets} packets ${moved.bytes} bytes${bad}${tooLong}\n`;
 }
 
-/** Passes packets on until cancelled. @returns what went from a to b, and from b to a */
+/**
+ * Passes packets on until cancelled.
+ * @param ab counts what goes from a to b @param ba counts what goes from b to a
+ * @throws SysError ENODEV: a port is gone
+ */
 async function bridgeLoop(
   job: BridgeJob,
   a: NetmapPort,
   b: NetmapPort,
   zeroCopy: boolean,
   cancel: { readonly cancelled: boolean },
-  print: (text: string) => void,
-): Promise<[Moved, Moved]> {
-  const ab = new Moved();
-  const ba = new Moved();
+  ab: Moved,
+  ba: Moved,
+): Promise<void> {
   const set = new PortSet(job.loopback ? [a] : [a, b]);
   const { events } = set;
   let breathAt = 0;
@@ -124,7 +132,7 @@ async function bridgeLoop(
       await setImmediate();
       breathAt = now + BREATH_MS;
       if (job.verbose && now >= reportAt) {
-        print(`${ab.packets + ba.packets - reported} packets`);
+        log(`${ab.packets + ba.packets - reported} packets`);
         reported = ab.packets + ba.packets;
         reportAt = now + 1000;
       }
@@ -143,7 +151,6 @@ async function bridgeLoop(
     portsMove(a, b, job.burst, zeroCopy, ab);
   }
   set.poll(0);
-  return [ab, ba];
 }
 
 function received(port: NetmapPort): boolean {

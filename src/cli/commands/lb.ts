@@ -67,14 +67,20 @@ async function lb(flags: LbFlags & CommonFlags): Promise<void> {
     log(`${input.extraBufs.length} extra buffers`);
     await waitSeconds(job.waitSeconds, cancel);
     const balancer = new Balancer(groups, input.extraBufs);
-    await lbLoop(job, input, ports.slice(1), balancer, cancel);
-    balancer.end();
-    const forwarded = groups.flat().reduce((sum, o) => sum + o.packets, 0);
-    const { dropped } = balancer;
-    process.stdout.write(`${forwarded} packets forwarded.  ${dropped} packets dropped. Total ${forwarded + dropped}\n`);
+    try {
+      await lbLoop(job, input, ports.slice(1), balancer, cancel);
+    } finally {
+      balancer.end();
+      process.stdout.write(totalText(balancer)); // also when a port is gone
+    }
   } finally {
     for (const port of ports.toReversed()) await port.close();
   }
+}
+
+function totalText({ groups, dropped }: Balancer): string {
+  const forwarded = groups.flat().reduce((sum, o) => sum + o.packets, 0);
+  return `${forwarded} packets forwarded.  ${dropped} packets dropped. Total ${forwarded + dropped}\n`;
 }
 
 /** Statistics that are due every so many seconds; 0: never. */
