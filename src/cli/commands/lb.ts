@@ -141,7 +141,7 @@ async function lbLoop(
     set.poll(job.busyWait ? 0 : POLL_MS);
     balancer.passOn();
     balancer.drain();
-    for (const ring of input.rxRings) balancer.take(input.m, ring, job.batch);
+    for (const ring of input.rxRings) balancer.take(input, ring, job.batch);
   }
   set.poll(0);
 }

@@ -156,12 +156,15 @@ export class Balancer {
     for (const out of this.#outputs) while (out.queue.n > 0) this.#dropFirst(out);
   }
 
-  /** Takes up to `batch` packets from an rx ring to the first group. */
-  take(m: { readonly u8: Uint8Array }, rx: PktRing, batch: number): void {
+  /**
+   * Takes up to `batch` packets from an rx ring of a port to the first group. Slots longer than their buffers, which somebody
+   * else in the region may have made, go on as they are: the pipe has them arrive empty (docs/pipes.md).
+   */
+  take({ m: { u8 }, bufSize }: Pick<PktPort, 'm' | 'bufSize'>, rx: PktRing, batch: number): void {
     let at = rx.head;
     for (let n = 0; n < batch && at !== rx.tail; n++) {
       const slots = wholePacket(rx, at, rx.tail) || 1;
-      const hash = flowHash(m.u8, rx.bufOfs(at), rx.len(at));
+      const hash = flowHash(u8, rx.bufOfs(at), Math.min(rx.len(at), bufSize));
       if (!seen.ip) this.nonIp += 1;
       this.received += 1;
       let after = at;

@@ -62,6 +62,8 @@ test('hash: fragments go by addresses; tags and IP in IP are looked through; oth
   fc.assert(fc.property(fc.uint8Array({ maxLength: 80 }), (bytes) => hash(bytes) >>> 0 === hash(bytes)));
 });
 
+const BUF_SIZE = 64;
+
 /** A ring in plain memory, all rings of a test with one pool of buffers. */
 class Ring implements PktRing {
   readonly ringId = 0;
@@ -90,7 +92,7 @@ class Ring implements PktRing {
   setLen = (i: number, len: number): void => void (this.#len[i] = len);
   flags = (i: number): number => this.#flags[i]!;
   setFlags = (i: number, flags: number): void => void (this.#flags[i] = flags);
-  bufOfs = (i: number): number => this.idx[i]! * 64;
+  bufOfs = (i: number): number => this.idx[i]! * BUF_SIZE;
   slotOfs = (i: number): number => i;
 }
 
@@ -119,7 +121,7 @@ test('balancer against a model: every packet to one pipe of each group, whole, i
       const turn = (): void => {
         balancer.passOn();
         balancer.drain();
-        balancer.take(m, rx, 100);
+        balancer.take({ m, bufSize: BUF_SIZE }, rx, 100);
       };
       const release = (pipe: number, count: number): void => {
         const ring = rings[pipe]!;
@@ -197,10 +199,29 @@ test('a pipe that nobody reads: what waits in its queue at the end is counted as
     m.u8.set(packet(1, 100, 1, 2), rx.bufOfs(rx.tail));
     rx.setLen(rx.tail, 60);
   }
-  balancer.take(m, rx, 100);
+  balancer.take({ m, bufSize: BUF_SIZE }, rx, 100);
   assert.deepEqual([balancer.received, out.packets, balancer.dropped], [15, 7, 0]);
   balancer.end();
   assert.deepEqual([out.packets, balancer.dropped, out.droppedBytes, balancer.freeBuffers], [7, 8, 480, 16]);
+});
+
+test('a slot longer than its buffer: nothing behind the buffer is read; it goes on as it is', () => {
+  const hashes = [0, 1, 2].map((behind) => {
+    const m = views(new SharedArrayBuffer(65536));
+    const [rx, ring] = [new Ring(2, 16, 1), new Ring(32, 8, 7)];
+    const at = rx.bufOfs(0);
+    m.u8.set(packet(1, 2, 3, 4), at);
+    m.u8[at + 14] = 0x4f; // with options, behind which the ports lie in the next buffer
+    m.u8.fill(behind, at + BUF_SIZE, at + 2 * BUF_SIZE);
+    // The second time it is no longer than its buffer.
+    const len = behind === 1 ? BUF_SIZE : 65535;
+    rx.setLen(0, len);
+    const out = new Output('p', { txRings: [ring] }, 0);
+    new Balancer([[out]], []).take({ m, bufSize: BUF_SIZE }, rx, 100);
+    assert.deepEqual([out.packets, ring.len(0)], [1, len]);
+    return out.hashes[0];
+  });
+  assert.equal(new Set(hashes).size, 1);
 });
 
 test('options and names of pipes: groups, numbering', () => {
