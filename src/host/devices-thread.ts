@@ -2,7 +2,7 @@
 import type { MessagePort } from 'node:worker_threads';
 import { parentPort, workerData } from 'node:worker_threads';
 import type { CommandMessage, ReplyMessage } from '../kloop/index.ts';
-import { datapathMailbox } from '../kloop/index.ts';
+import { datapathMailbox, failure } from '../kloop/index.ts';
 import { Arena } from '../memory/index.ts';
 import type { DevicesCommand, DevicesEvent } from './devices.ts';
 import { Devices } from './devices.ts';
@@ -34,10 +34,7 @@ function main({ mail, threads }: DevicesThreadData): void {
   mail.on('message', ({ id, command }: CommandMessage<DevicesCommand>) => {
     devices.execute(command).then(
       () => mail.postMessage({ id, result: { value: 0 } } satisfies ReplyMessage),
-      (e: unknown) => {
-        const error = e instanceof Error ? e.message : String(e);
-        mail.postMessage({ id, result: { error } } satisfies ReplyMessage);
-      },
+      (e: unknown) => mail.postMessage({ id, result: failure(e) } satisfies ReplyMessage),
     );
   });
 }

@@ -1,7 +1,7 @@
 /** The asking side of another thread's mailbox: sends commands, awaits the acknowledgement. */
 import type { MessagePort } from 'node:worker_threads';
-import { eventfdSignal } from '../os/index.ts';
-import type { Command, CommandResult } from './commands.ts';
+import { eventfdSignal, SysError } from '../os/index.ts';
+import type { Command, CommandResult, Failure } from './commands.ts';
 import { CTL } from './commands.ts';
 
 export interface CommandMessage<C> {
@@ -30,7 +30,7 @@ export class Mailbox<C> {
       const waiting = this.#pending.get(reply.id);
       this.#pending.delete(reply.id);
       if (this.#pending.size === 0) port.unref();
-      if ('error' in reply.result) waiting?.reject(new Error(reply.result.error));
+      if ('error' in reply.result) waiting?.reject(errorOf(reply.result));
       else waiting?.resolve(reply.result.value);
     });
     port.on('close', () => {
@@ -41,7 +41,7 @@ export class Mailbox<C> {
     port.unref();
   }
 
-  /** Has a command carried out. @throws Error with the other thread's own words if it failed; or it has ended (R20) */
+  /** Has a command carried out. @throws Error, SysError: the other thread's own if it failed; or it has ended (R20) */
   call(command: C): Promise<number> {
     const id = this.#next++;
     return new Promise((resolve, reject) => {
@@ -56,6 +56,9 @@ export class Mailbox<C> {
     });
   }
 }
+
+const errorOf = ({ error, errno }: Failure): Error =>
+  errno === undefined ? new Error(error) : new SysError(error, errno);
 
 const ended = (): Error => new Error('the thread that was asked has ended');
 

@@ -4,6 +4,7 @@
  * Addresses are arena offsets, descriptors are of this process.
  */
 
+import { SysError } from '../os/index.ts';
 import type { NicQueueConfig } from './nic-queues.ts';
 
 /** One ring to start: where its CSB halves are mapped. */
@@ -54,7 +55,19 @@ export type Command =
   | { readonly op: 'end' };
 
 /** `value`: the port number for port-attach and port-move, or a negative errno; 0 or a positive errno for start; else 0. */
-export type CommandResult = { readonly value: number } | { readonly error: string };
+export type CommandResult = { readonly value: number } | Failure;
+
+/** An error as it goes to another thread: that of a system call with its errno, and then without its name in the text. */
+export interface Failure {
+  readonly error: string;
+  readonly errno?: number;
+}
+
+/** @param doing what failed, put before the error's text: "datapath: nic-up: " */
+export function failure(e: unknown, doing = ''): Failure {
+  if (e instanceof SysError) return { error: doing + e.attempt, errno: e.errno };
+  return { error: doing + (e instanceof Error ? e.message : String(e)) };
+}
 
 /** What a datapath thread says of its own accord, to the control thread. */
 export type KloopEvent =

@@ -18,7 +18,7 @@ import {
 import { type Arena, heldBuffers } from '../memory/index.ts';
 import { closeFd, Epoll, EPOLLET, EPOLLIN, errno, eventfd, eventfdSignal, Spin } from '../os/index.ts';
 import type { Command, CommandResult, RingStart } from './commands.ts';
-import { CTL, NO_BUFFER } from './commands.ts';
+import { CTL, failure, NO_BUFFER } from './commands.ts';
 import { Courtesy } from './courtesy.ts';
 import type { Datapath } from './datapath.ts';
 import { drainSignals } from './datapath.ts';
@@ -169,7 +169,7 @@ export class Kloop {
     try {
       return { value: this.#execute(command) };
     } catch (e) {
-      return { error: `datapath: ${command.op}: ${e instanceof Error ? e.message : String(e)}` };
+      return failure(e, `datapath: ${command.op}: `);
     }
   }
 

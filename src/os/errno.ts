@@ -7,6 +7,8 @@ export const errno = constants.errno;
 
 /** A failed system call. `message`: "<attempt>: <strerror-like text> (<CODE>)". */
 export class SysError extends Error {
+  /** The message without the errno. */
+  readonly attempt: string;
   /** Positive errno. */
   readonly errno: number;
   /** Name of the errno, e.g. "ENOENT". */
@@ -15,6 +17,7 @@ export class SysError extends Error {
     const code = errnoName(errnoValue);
     super(`${attempt}: ${code}`);
     this.name = 'SysError';
+    this.attempt = attempt;
     this.errno = errnoValue;
     this.code = code;
   }

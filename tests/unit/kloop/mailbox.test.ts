@@ -4,8 +4,8 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { test } from 'node:test';
 import { MessageChannel } from 'node:worker_threads';
-import { type CommandMessage, CTL, Mailbox, ringDoorbell } from '../../../src/kloop/index.ts';
-import { closeFd, MessageSocket, socketPair } from '../../../src/os/index.ts';
+import { type Command, type CommandMessage, CTL, failure, Mailbox, ringDoorbell } from '../../../src/kloop/index.ts';
+import { closeFd, errno, MessageSocket, SysError, socketPair } from '../../../src/os/index.ts';
 import { DeviceRig } from '../device/rig.ts';
 
 test('R20: a command to a thread that ends before it answers, or has ended, fails', async () => {
@@ -34,6 +34,26 @@ test('an answer that a thread gave before it ended still arrives', async () => {
   const [first, second] = [mailbox.call('a'), mailbox.call('b')];
   assert.equal(await first, 1);
   await assert.rejects(second, /^Error: no$/);
+});
+
+test('an error of a system call arrives as one: its errno reaches the client that asked', async () => {
+  const { port1, port2 } = new MessageChannel();
+  const mailbox = new Mailbox<Command>(port1);
+  const rig = new DeviceRig();
+  port2.on('message', ({ id, command }: CommandMessage<Command>) => {
+    const result = command.op === 'end' ? failure(new SysError('eventfd', errno.EMFILE)) : rig.kloop.execute(command);
+    port2.postMessage({ id, result });
+  });
+  const fails = (command: Command, code: string, message: string): Promise<void> =>
+    assert.rejects(mailbox.call(command), (e) => {
+      assert.ok(e instanceof SysError);
+      assert.deepEqual([e.code, e.errno, e.message], [code, errno[code as 'EMFILE'], message]);
+      return true;
+    });
+  await fails({ op: 'end' }, 'EMFILE', 'eventfd: EMFILE');
+  await fails({ op: 'kick-add', fd: -1 }, 'EBADF', 'datapath: kick-add: epoll_ctl(ADD, fd -1): EBADF');
+  rig.kloop.close();
+  port2.close();
 });
 
 test('the doorbell of a thread that has none yet is left alone: nothing is written to stdin', async () => {
