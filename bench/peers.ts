@@ -4,11 +4,11 @@
  * its reason.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Lab } from '../src/cli/lab.ts';
-import { usableCpus } from '../src/os/index.ts';
+import { hugePages, usableCpus } from '../src/os/index.ts';
 import type { Context, Figure, Row, Variant } from './bench.ts';
 import { conditions, interleave, ratio } from './bench.ts';
 import { measureDatapath, measurePipe } from './datapath.ts';
@@ -22,6 +22,8 @@ import { compilePrograms } from './programs.ts';
 const SIZES = [64, 1500];
 /** Slots of the rings of two guests through VALE. */
 const SLOTS = [4096, 2048, 1024];
+/** Huge pages of 2 MiB that both regions need at most. */
+const HUGE_PAGES = 40;
 /** Ratios that are wanted: of a figure by another one, and the goal. */
 const GOALS: readonly { readonly size: number; readonly of: string; readonly by: string; readonly goal: number }[] = [
   { size: 64, of: 'datapath, VALE', by: 'C: VALE, 1 thread', goal: 1 },
@@ -37,6 +39,9 @@ const GOALS: readonly { readonly size: number; readonly of: string; readonly by:
   { size: 1500, of: 'guests placed, VALE, 4096 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
   { size: 1500, of: 'guests placed, VALE, 2048 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
   { size: 1500, of: 'guests placed, VALE, 1024 slots', by: 'C: memcpy, 2 processes', goal: 0.425 },
+  { size: 1500, of: 'guests placed, huge pages, VALE, 4096 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
+  { size: 1500, of: 'guests placed, huge pages, VALE, 2048 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
+  { size: 1500, of: 'guests placed, huge pages, VALE, 1024 slots', by: 'C: memcpy, 2 processes', goal: 0.425 },
   { size: 64, of: 'guests, pipe, 4096 slots', by: 'DPDK memif', goal: 1.7 },
   { size: 1500, of: 'guests, pipe, 4096 slots', by: 'DPDK memif', goal: 4 },
 ];
@@ -61,6 +66,10 @@ export async function benchPeers(context: Context): Promise<Row[]> {
   const [datapathCpu, guestsCpu] = usableCpus();
   const placed = guestsCpu === undefined ? undefined : await Lab.start(['--cpus', `${datapathCpu}`]);
   if (placed === undefined) without('guests placed', 'there is one CPU only');
+  const { free } = hugePages();
+  const huge = placed === undefined || free < HUGE_PAGES ? undefined : await onHugePages(datapathCpu!);
+  if (huge === undefined)
+    without('guests placed, huge pages', `needs two CPUs, and ${HUGE_PAGES} huge pages (${free} are free)`);
   const vde = vdeSwitch === undefined ? undefined : new VdeSwitch(vdeSwitch);
   try {
     const rows: Row[] = [];
@@ -72,11 +81,16 @@ export async function benchPeers(context: Context): Promise<Row[]> {
           name: `guests, VALE, ${slots} slots`,
           run: async () => (await stream(lab, { tx: TX, rx: RX, size, slots, batch: slots / 4 }, ms)).mpps,
         })),
-        ...(placed === undefined ? [] : SLOTS).map((slots) => ({
-          name: `guests placed, VALE, ${slots} slots`,
-          run: async () =>
-            (await stream(placed!, { tx: TX, rx: RX, size, slots, batch: slots / 4, cpu: guestsCpu! }, ms)).mpps,
-        })),
+        ...[
+          { name: 'guests placed', lab: placed },
+          { name: 'guests placed, huge pages', lab: huge },
+        ].flatMap(({ name, lab }) =>
+          (lab === undefined ? [] : SLOTS).map((slots) => ({
+            name: `${name}, VALE, ${slots} slots`,
+            run: async () =>
+              (await stream(lab!, { tx: TX, rx: RX, size, slots, batch: slots / 4, cpu: guestsCpu! }, ms)).mpps,
+          })),
+        ),
         { name: 'datapath, pipe', run: () => measurePipe(size, 1024, 256, ms / 4) },
         {
           name: 'guests, pipe, 4096 slots',
@@ -127,6 +141,19 @@ export async function benchPeers(context: Context): Promise<Row[]> {
     vde?.close();
     await lab.stop();
     await placed?.stop();
+    await huge?.stop();
+  }
+}
+
+/** A daemon whose regions lie on huge pages, its datapath thread on a CPU. */
+async function onHugePages(cpu: number): Promise<Lab> {
+  const dir = mkdtempSync(join(tmpdir(), 'ptnet-bench-'));
+  try {
+    const config = join(dir, 'huge.yaml');
+    writeFileSync(config, 'ports: { hugePages: true }\n');
+    return await Lab.start(['--cpus', String(cpu), '--config', config]);
+  } finally {
+    rmSync(dir, { recursive: true });
   }
 }
 
