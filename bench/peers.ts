@@ -39,6 +39,7 @@ const GOALS: readonly { readonly size: number; readonly of: string; readonly by:
   { size: 1500, of: 'guests placed, VALE, 4096 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
   { size: 1500, of: 'guests placed, VALE, 2048 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
   { size: 1500, of: 'guests placed, VALE, 1024 slots', by: 'C: memcpy, 2 processes', goal: 0.425 },
+  { size: 1500, of: 'guests placed, VALE, 1024 slots', by: 'C: VALE, 3 processes, placed, 16-byte registers', goal: 1 },
   { size: 1500, of: 'guests placed, huge pages, VALE, 4096 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
   { size: 1500, of: 'guests placed, huge pages, VALE, 2048 slots', by: 'C: memcpy, 2 processes', goal: 0.85 },
   { size: 1500, of: 'guests placed, huge pages, VALE, 1024 slots', by: 'C: memcpy, 2 processes', goal: 0.425 },
@@ -109,6 +110,7 @@ export async function benchPeers(context: Context): Promise<Row[]> {
           { name: 'C: swap, 1 thread', run: rings('swap', 1, 1024) },
           { name: 'C: memcpy, 2 processes', run: rings('copy', 2, 1024) },
           { name: 'C: memcpy, 2 processes, 4096 slots', run: rings('copy', 2, 4096) },
+          { name: 'C: VALE, 3 processes, placed, 16-byte registers', run: rings('vale', 3, 1024, 'rings16') },
           { name: 'C: swap, 2 processes', run: rings('swap', 2, 1024) },
         );
         if (tap) variants.push({ name: 'TAP + bridge', run: async () => (await c('peers', ['tap', size, ms]))[0]! });

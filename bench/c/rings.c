@@ -5,7 +5,8 @@
  *
  * copy: one memcpy of each packet from ring to ring. swap: the slots' buffers exchanged, no byte touched. vale: the
  * forwarding step of VALE (vale.c). PROCESSES 1: application and host are one thread. 2: the application of both rings is
- * a process of its own, on the other CPU, and both poll.
+ * a process of its own, on the other CPU, and both poll. 3: sender and receiver are a process each, both on the other CPU,
+ * and yield when there is nothing to do.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -115,20 +116,24 @@ static uint32_t step(int how)
 	return todo;
 }
 
-/* The application's positions, and its turn: sends a batch if there is room, takes what came. */
+/* The application's positions; it sends a batch if there is room, and takes what came. */
 static uint32_t head, rx_head;
 
-static uint32_t application(bool touch)
+static bool send_batch(bool touch)
 {
 	uint32_t room = distance(head, word_load(&tx.ring->ktoa.hwtail), num_slots);
-	if (room >= batch) {
-		for (uint32_t i = 0; i < batch; i++) {
-			if (touch) slot_store(&tx.ring->slots[head], size, 0);
-			if (++head == num_slots) head = 0;
-		}
-		word_store(&tx.ring->atok.cur, head);
-		word_store(&tx.ring->atok.head, head);
+	if (room < batch) return false;
+	for (uint32_t i = 0; i < batch; i++) {
+		if (touch) slot_store(&tx.ring->slots[head], size, 0);
+		if (++head == num_slots) head = 0;
 	}
+	word_store(&tx.ring->atok.cur, head);
+	word_store(&tx.ring->atok.head, head);
+	return true;
+}
+
+static uint32_t receive(bool touch)
+{
 	uint32_t tail = word_load(&rx.ring->ktoa.hwtail), got = distance(rx_head, tail, num_slots), bytes = 0;
 	if (got == 0) return 0;
 	if (touch) {
@@ -149,7 +154,8 @@ static double one_thread(int how, double limit)
 	double start = now_us() / 1e3, elapsed;
 	do {
 		for (uint32_t i = 0; i < 20000 / batch + 1; i++) {
-			received += application(false);
+			send_batch(false);
+			received += receive(false);
 			step(how);
 		}
 		elapsed = now_us() / 1e3 - start;
@@ -157,20 +163,43 @@ static double one_thread(int how, double limit)
 	return (double)received / elapsed / 1e3;
 }
 
-static double two_processes(int how, double limit)
+static bool stopped(void)
 {
-	pid_t child = fork();
-	if (child < 0) die("fork");
-	if (child == 0) {
+	return __atomic_load_n(&shared->stop, __ATOMIC_RELAXED);
+}
+
+/* The receiver is this process; the host is another one, and the sender too if there are three. */
+static double several_processes(int how, int processes, double limit)
+{
+	pid_t host = fork();
+	if (host < 0) die("fork");
+	if (host == 0) {
 		pin(1);
-		while (!__atomic_load_n(&shared->stop, __ATOMIC_RELAXED)) step(how);
+		while (!stopped()) step(how);
 		_exit(0);
 	}
 	pin(0);
+	bool sends = processes == 2;
+	pid_t sender = sends ? 0 : fork();
+	if (sender < 0) die("fork");
+	if (!sends && sender == 0) {
+		while (!stopped()) {
+			if (!send_batch(true)) sched_yield();
+		}
+		_exit(0);
+	}
 	uint64_t received = 0;
 	double start = now_us() / 1e3, elapsed, begin = 0;
 	do {
-		for (uint32_t i = 0; i < 1000; i++) received += application(true);
+		for (uint32_t i = 0; i < 1000; i++) {
+			if (sends) send_batch(true);
+			uint32_t got = receive(true);
+			received += got;
+			if (!sends && got == 0) {
+				sched_yield();
+				break;
+			}
+		}
 		elapsed = now_us() / 1e3 - start;
 		if (begin == 0 && elapsed > limit / 10) {
 			begin = elapsed;
@@ -178,7 +207,8 @@ static double two_processes(int how, double limit)
 		}
 	} while (begin == 0 || elapsed - begin < limit);
 	__atomic_store_n(&shared->stop, 1, __ATOMIC_RELAXED);
-	waitpid(child, NULL, 0);
+	waitpid(host, NULL, 0);
+	if (!sends) waitpid(sender, NULL, 0);
 	return (double)received / (elapsed - begin) / 1e3;
 }
 
@@ -208,6 +238,6 @@ int main(int argc, char **argv)
 		teach();
 	}
 	if (processes == 1) one_thread(how, ms / 10);
-	printf("%.3f\n", processes == 1 ? one_thread(how, ms) : two_processes(how, ms));
+	printf("%.3f\n", processes == 1 ? one_thread(how, ms) : several_processes(how, processes, ms));
 	return 0;
 }
