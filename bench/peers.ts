@@ -83,13 +83,13 @@ export async function benchPeers(context: Context): Promise<Row[]> {
           run: async () => (await stream(lab, { tx: TX, rx: RX, size, slots, batch: slots / 4 }, ms)).mpps,
         })),
         ...[
-          { name: 'guests placed', lab: placed },
-          { name: 'guests placed, huge pages', lab: huge },
-        ].flatMap(({ name, lab }) =>
-          (lab === undefined ? [] : SLOTS).map((slots) => ({
+          { name: 'guests placed', on: placed },
+          { name: 'guests placed, huge pages', on: huge },
+        ].flatMap(({ name, on }) =>
+          (on === undefined ? [] : SLOTS).map((slots) => ({
             name: `${name}, VALE, ${slots} slots`,
             run: async () =>
-              (await stream(lab!, { tx: TX, rx: RX, size, slots, batch: slots / 4, cpu: guestsCpu! }, ms)).mpps,
+              (await stream(on!, { tx: TX, rx: RX, size, slots, batch: slots / 4, cpu: guestsCpu! }, ms)).mpps,
           })),
         ),
         { name: 'datapath, pipe', run: () => measurePipe(size, 1024, 256, ms / 4) },
