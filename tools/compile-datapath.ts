@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 const asc = fileURLToPath(new URL('../../node_modules/assemblyscript/bin/asc.js', import.meta.url));
 const FLAGS =
   '--runtime stub --noAssert --optimizeLevel 3 --shrinkLevel 0 --disableWarning 112 ' +
-  '--enable simd --enable threads --disable bulk-memory ' +
+  '--enable simd --enable threads --enable bulk-memory ' +
   '--importMemory --sharedMemory --noExportMemory --initialMemory 1 --maximumMemory 65536';
 
 /** @param source its index.ts @param output the module */

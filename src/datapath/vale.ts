@@ -6,7 +6,7 @@
  * Owner of everything here: the domain's datapath thread.
  */
 import { deliverChain } from './chain';
-import { copyFrame, copyLong, SHORT, storeVnetHdr, touch } from './copy';
+import { BULK, copyBulk, copyFrame, copyLong, SHORT, storeVnetHdr, touch } from './copy';
 import { flowRing } from './flow';
 import { isWatched, publish, rxsync } from './kring';
 import {
@@ -62,6 +62,9 @@ import { ALL_PORTS, find, learn } from './table';
 
 /** Slots of a ring forwarded in a turn, before receivers and sender are told (netmap: 1024). */
 const BATCH: u32 = 512;
+
+/** A frame is on its way to the cache while so many before it are copied. */
+const AHEAD: usize = 3;
 
 /** Whether an entry of ft, read as one u64, is a packet of one slot without flags. */
 function isPlain(entry: u64): bool {
@@ -239,7 +242,6 @@ function copyRun(d: usize, kr: usize, me: u32, dst: u64, ft: usize, end: usize, 
   const bufSize = load<u32>(kr, kring_buf_size);
   const bufs = load<u32>(kr, kring_num_bufs);
   const first = ft;
-  const last = end - nm_bdg_fwd_size;
   // A slot is as large as two entries: one variable less in the loop.
   const ofs = slot - 2 * ft;
   let bytes: u32 = 0;
@@ -253,9 +255,11 @@ function copyRun(d: usize, kr: usize, me: u32, dst: u64, ft: usize, end: usize, 
     const src: usize = load<u32>(ft, nm_bdg_fwd_src);
     const buf = base + idx * bufSize;
     if (len > SHORT) {
-      if (ft != last)
-        touch(load<u32>(ft + nm_bdg_fwd_size, nm_bdg_fwd_src), load<u16>(ft + nm_bdg_fwd_size, nm_bdg_fwd_len));
-      copyLong(src, buf, len);
+      if (len >= BULK) {
+        const later = ft + AHEAD * nm_bdg_fwd_size;
+        if (later < end) touch(load<u32>(later, nm_bdg_fwd_src), load<u16>(later, nm_bdg_fwd_len));
+        copyBulk(src, buf, len);
+      } else copyLong(src, buf, len);
     } else copyFrame(src, buf, len);
     // What was checked is what arrives, whatever the sender does meanwhile.
     if (hdr != 0) storeVnetHdr(buf, loadVnet(d, ft), hdr);

@@ -62,6 +62,14 @@ describe('the datapath module', () => {
     assert.deepEqual(checkSource('vale.ts', 'store<u32>(kr, head, kring_rhead);'), []);
     assert.deepEqual(checkSource('peer.ts', 'return load<u16>(slot, netmap_slot_len);'), []);
   });
+
+  it('R2: bulk memory, which ends the process on an unmapped page, in copy.ts only', () => {
+    for (const line of ['memory.copy(dst, src, len);', 'memory.fill(dst, 0, len);']) {
+      for (const file of ['peer.ts', 'offload-copy.ts', 'vale.ts'])
+        assert.notDeepEqual(checkSource(file, line), [], file);
+      assert.deepEqual(checkSource('copy.ts', line), []);
+    }
+  });
 });
 
 describe('docs/datapath.md', () => {

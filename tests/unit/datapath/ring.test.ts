@@ -341,5 +341,28 @@ for (const [where, start] of STARTS) {
       tx.publish(tx.next(tx.head));
       assert.throws(() => rig.serve(), WebAssembly.RuntimeError);
     });
+
+    for (const len of [60, 200, 511, 512, 1500, 2048]) {
+      it(`R2: so where ${len} bytes are to be copied to`, () => {
+        tx.put(frame(mac(2), mac(1), len));
+        const { region, regionOfs } = rig.ports[1]!;
+        rig.arena.unmap(regionOfs + region.layout.bufPool.ofs, 2048 * region.layout.bufPool.objnum);
+        tx.publish();
+        assert.throws(() => rig.serve(), WebAssembly.RuntimeError);
+      });
+
+      it(`R2: so where ${len} bytes are to be copied from`, () => {
+        // Of a packet of two slots the second one's buffer begins the first page that is gone.
+        while (tx.buf(tx.next(tx.head)) % 4096 !== 0) send();
+        rig.serve();
+        const gone = tx.buf(tx.next(tx.head));
+        tx.putPacket([frame(mac(2), mac(1)), new Uint8Array(len)]);
+        const { region, regionOfs } = rig.ports[0]!;
+        const end = regionOfs + region.layout.bufPool.ofs + 2048 * region.layout.bufPool.objnum;
+        rig.arena.unmap(gone, Math.ceil(end / 4096) * 4096 - gone);
+        tx.publish();
+        assert.throws(() => rig.serve(), WebAssembly.RuntimeError);
+      });
+    }
   });
 }

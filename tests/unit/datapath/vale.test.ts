@@ -299,7 +299,7 @@ for (const [where, start] of STARTS) {
     it('R9: what lies behind a frame in the sender’s buffer never reaches the receiver', () => {
       const { tx, rx } = make(2);
       const { m } = rig;
-      const around = [16, 32, 48, 64, 128, 192, 1514].flatMap((n) => [n - 1, n, n + 1]);
+      const around = [16, 32, 48, 64, 128, 192, 512, 1514].flatMap((n) => [n - 1, n, n + 1]);
       for (const len of [14, 60, ...around, 2047, 2048]) {
         m.u8.fill(0x55, tx[0]!.buf(tx[0]!.head), tx[0]!.buf(tx[0]!.head) + 2048);
         const at = rx[1]!.buf(rx[1]!.head);
