@@ -21,7 +21,7 @@ export interface Context {
   readonly ms: number;
   /** How often each variant is measured; the median is the figure. */
   readonly rounds: number;
-  /** Which of a bench's figures are wanted, by what they are called; peers and nic only. */
+  /** Which of a bench's figures are wanted, by what they are called; peers, nic and slices only. */
   readonly only: RegExp;
   /** Says what is being measured. */
   readonly progress: (text: string) => void;

@@ -72,12 +72,24 @@ export async function benchGuests(context: Context): Promise<Row[]> {
   }
 }
 
-/**
- * Sends until code is compiled, then for `ms` milliseconds, in which packets are counted; then closes both ports.
- * @param during called instead of waiting so long
- * @throws Error if the receiver has not taken what the daemon counted
- */
-export async function stream(lab: Lab, s: Stream, ms: number, during?: () => Promise<void>): Promise<StreamResult> {
+/** Two guests of a lab that send and receive. */
+export interface RunningStream {
+  readonly pids: readonly number[];
+  /** What the daemon has counted so far, and when. */
+  count(): Promise<Count>;
+  /** Closes both ports. @throws Error if the receiver has not taken what the daemon counted */
+  end(): Promise<void>;
+}
+
+/** Packets that left the sender's rings, and that came into the receiver's, after so many ms. */
+export interface Count {
+  readonly ms: number;
+  readonly sent: number;
+  readonly received: number;
+}
+
+/** Starts receiver and sender, and sends until code is compiled. */
+export async function startStream(lab: Lab, s: Stream): Promise<RunningStream> {
   const pinned = s.cpu === undefined ? [] : ['-a', String(s.cpu)];
   const shape = ['-C', String(s.slots), ...pinned];
   const rx = lab.script(RECEIVER, [s.rx, String(s.slots), ...pinned.slice(1)]);
@@ -87,24 +99,44 @@ export async function stream(lab: Lab, s: Stream, ms: number, during?: () => Pro
   const tx = lab.pktGen(['-i', s.tx, '-f', 'tx', ...packets, ...shape, ...rate]);
   await lab.running(s.tx);
   await setTimeout(WARM_MS);
-  const before = await count(lab, s);
-  await (during === undefined ? setTimeout(ms) : during());
-  const after = await count(lab, s);
-  tx.interrupt();
-  await tx.result;
-  await setTimeout(SETTLE_MS);
-  const { received } = await count(lab, s);
-  rx.interrupt();
-  const { packets: taken } = await rx.result;
-  if (taken !== received) throw new Error(`${s.rx} took ${taken} packets of ${received}`);
-  await Promise.all([lab.closed(s.rx), lab.closed(s.tx)]);
+  return {
+    pids: [rx.pid, tx.pid],
+    count: () => count(lab, s),
+    end: async () => {
+      tx.interrupt();
+      await tx.result;
+      await setTimeout(SETTLE_MS);
+      const { received } = await count(lab, s);
+      rx.interrupt();
+      const { packets: taken } = await rx.result;
+      if (taken !== received) throw new Error(`${s.rx} took ${taken} packets of ${received}`);
+      await Promise.all([lab.closed(s.rx), lab.closed(s.tx)]);
+    },
+  };
+}
+
+/** What passed between two counts. */
+export function streamed(before: Count, after: Count): StreamResult {
   const us = (after.ms - before.ms) * 1000;
   const [sentMpps, mpps] = [(after.sent - before.sent) / us, (after.received - before.received) / us];
   return { sentMpps, mpps, dropped: 1 - mpps / sentMpps };
 }
 
-/** What the daemon has counted of a stream so far, and when. */
-async function count(lab: Lab, { tx, rx }: Stream): Promise<{ ms: number; sent: number; received: number }> {
+/**
+ * Sends until code is compiled, then for `ms` milliseconds, in which packets are counted; then closes both ports.
+ * @param during called instead of waiting so long
+ * @throws Error if the receiver has not taken what the daemon counted
+ */
+export async function stream(lab: Lab, s: Stream, ms: number, during?: () => Promise<void>): Promise<StreamResult> {
+  const running = await startStream(lab, s);
+  const before = await running.count();
+  await (during === undefined ? setTimeout(ms) : during());
+  const after = await running.count();
+  await running.end();
+  return streamed(before, after);
+}
+
+async function count(lab: Lab, { tx, rx }: Stream): Promise<Count> {
   const status = await lab.status();
   const ms = performance.now();
   const sum = (rings: readonly { packets: number }[] = []): number => rings.reduce((n, { packets }) => n + packets, 0);

@@ -20,6 +20,7 @@ import { benchNet } from './net.ts';
 import { benchNic } from './nic.ts';
 import { benchPeers } from './peers.ts';
 import { Quiet } from './quiet.ts';
+import { benchSlices } from './slices.ts';
 
 interface Bench {
   run(context: Context): Promise<Row[]>;
@@ -41,6 +42,7 @@ const benches: Readonly<Record<string, Bench>> = {
   net: { run: benchNet, ms: 3000, rounds: 3, onlyByName: true },
   nic: { run: benchNic, ms: 1500, rounds: 3, onlyByName: true },
   peers: { run: benchPeers, ms: 1500, rounds: 3, onlyByName: true },
+  slices: { run: benchSlices, ms: 100, rounds: 20, onlyByName: true },
 };
 
 function commit(): string {
@@ -71,7 +73,7 @@ NAME  what: ${Object.keys(benches).join(', ')};
   --ms N        time of a figure, ms
   --rounds N    how often each figure is measured; the median counts
   --wait S      seconds that may be spent waiting for a quiet machine, in all (60)
-  --only REGEX  figures of peers and nic, by what they are called and their size
+  --only REGEX  figures of peers, nic and slices, by what they are called and their size
   -h, --help    this text`;
 
 function positive(name: string, text: string | undefined, least: number): number | undefined {

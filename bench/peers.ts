@@ -21,11 +21,16 @@ import { compilePrograms } from './programs.ts';
 /** Bytes of a packet, without CRC. */
 const SIZES = [64, 1500];
 /** Slots of the rings of two guests through VALE. */
-const SLOTS = [4096, 2048, 1024];
+export const SLOTS = [4096, 2048, 1024];
 /** Huge pages of 2 MiB that both regions need at most. */
 const HUGE_PAGES = 40;
 /** Ratios that are wanted: of a figure by another one, and the goal. */
-const GOALS: readonly { readonly size: number; readonly of: string; readonly by: string; readonly goal: number }[] = [
+export const GOALS: readonly {
+  readonly size: number;
+  readonly of: string;
+  readonly by: string;
+  readonly goal: number;
+}[] = [
   { size: 64, of: 'datapath, VALE', by: 'C: VALE, 1 thread', goal: 1 },
   { size: 64, of: 'datapath, VALE', by: 'C: VALE, 1 thread, 16-byte registers', goal: 1 },
   { size: 1500, of: 'datapath, VALE', by: 'C: memcpy, 1 thread', goal: 0.95 },

@@ -3,6 +3,9 @@
  *
  *   rings copy|swap|vale PROCESSES SIZE SLOTS BATCH ADDRESSES MS     prints the millions of packets per second received
  *
+ * With MS 0 (2 or 3 processes) it runs until it is killed, and prints every millisecond how long it has run, in us, and how
+ * many packets were received: for bench/slices.ts.
+ *
  * copy: one memcpy of each packet from ring to ring. swap: the slots' buffers exchanged, no byte touched. vale: the
  * forwarding step of VALE (vale.c). PROCESSES 1: application and host are one thread. 2: the application of both rings is
  * a process of its own, on the other CPU, and both poll. 3: sender and receiver are a process each, both on the other CPU,
@@ -10,10 +13,12 @@
  */
 #define _GNU_SOURCE
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -174,6 +179,7 @@ static double several_processes(int how, int processes, double limit)
 	pid_t host = fork();
 	if (host < 0) die("fork");
 	if (host == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		pin(1);
 		while (!stopped()) step(how);
 		_exit(0);
@@ -183,13 +189,14 @@ static double several_processes(int how, int processes, double limit)
 	pid_t sender = sends ? 0 : fork();
 	if (sender < 0) die("fork");
 	if (!sends && sender == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		while (!stopped()) {
 			if (!send_batch(true)) sched_yield();
 		}
 		_exit(0);
 	}
 	uint64_t received = 0;
-	double start = now_us() / 1e3, elapsed, begin = 0;
+	double start = now_us() / 1e3, elapsed, begin = 0, said = 0;
 	do {
 		for (uint32_t i = 0; i < 1000; i++) {
 			if (sends) send_batch(true);
@@ -201,11 +208,18 @@ static double several_processes(int how, int processes, double limit)
 			}
 		}
 		elapsed = now_us() / 1e3 - start;
+		if (limit == 0) {
+			if (elapsed - said < 1) continue;
+			said = elapsed;
+			printf("%.0f %llu\n", elapsed * 1e3, (unsigned long long)received);
+			fflush(stdout);
+			continue;
+		}
 		if (begin == 0 && elapsed > limit / 10) {
 			begin = elapsed;
 			received = 0;
 		}
-	} while (begin == 0 || elapsed - begin < limit);
+	} while (limit == 0 || begin == 0 || elapsed - begin < limit);
 	__atomic_store_n(&shared->stop, 1, __ATOMIC_RELAXED);
 	waitpid(host, NULL, 0);
 	if (!sends) waitpid(sender, NULL, 0);
@@ -226,6 +240,10 @@ int main(int argc, char **argv)
 	ms = atof(argv[7]);
 	if (size < 32 || size > BUF_SIZE || batch < 1 || batch >= num_slots || addresses < 1 || addresses > num_slots) {
 		fprintf(stderr, "rings: 32 <= SIZE <= 2112, 1 <= BATCH < SLOTS, 1 <= ADDRESSES <= SLOTS\n");
+		return 2;
+	}
+	if (ms == 0 && processes == 1) {
+		fprintf(stderr, "rings: MS 0 needs 2 or 3 processes\n");
 		return 2;
 	}
 	shared = memory(sizeof(*shared));
