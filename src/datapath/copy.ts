@@ -12,8 +12,8 @@ export const SHORT: u32 = 64;
 export const BULK: u32 = 512;
 
 /**
- * Copies a frame of 8 to SHORT bytes. This, `copyLong` and `touch` make no calls and have one caller, so that they are
- * inlined in its loop, which keeps its state in registers.
+ * Copies a frame of 8 to SHORT bytes. This and `copyLong` make no calls and have one caller, so that they are inlined
+ * in its loop, which keeps its state in registers.
  */
 export function copyFrame(src: usize, dst: usize, len: u32): void {
   const over = dst - src;
@@ -49,11 +49,6 @@ export function copyLong(src: usize, dst: usize, len: u32): void {
   for (const last2 = last - 64; src < last2; src += 128) copy128(src, src + over);
   if (src < last) copy64(src, src + over);
   copy64(last, last + over);
-}
-
-/** Loads a byte of every line of a frame, so that they are on their way here while something else is done. */
-export function touch(src: usize, len: u32): void {
-  for (const end = src + len; src < end; src += 64) load<u8>(src);
 }
 
 /** Copies any number of bytes between any addresses that do not overlap. */

@@ -6,7 +6,7 @@
  * Owner of everything here: the domain's datapath thread.
  */
 import { deliverChain } from './chain';
-import { BULK, copyBulk, copyFrame, copyLong, SHORT, storeVnetHdr, touch } from './copy';
+import { BULK, copyBulk, copyFrame, copyLong, SHORT, storeVnetHdr } from './copy';
 import { flowRing } from './flow';
 import { isWatched, publish, rxsync } from './kring';
 import {
@@ -62,9 +62,6 @@ import { ALL_PORTS, find, learn } from './table';
 
 /** Slots of a ring forwarded in a turn, before receivers and sender are told (netmap: 1024). */
 const BATCH: u32 = 512;
-
-/** A frame is on its way to the cache while so many before it are copied. */
-const AHEAD: usize = 3;
 
 /** Whether an entry of ft, read as one u64, is a packet of one slot without flags. */
 function isPlain(entry: u64): bool {
@@ -244,7 +241,8 @@ function copyRun(d: usize, kr: usize, me: u32, dst: u64, ft: usize, end: usize, 
   const first = ft;
   // A slot is as large as two entries: one variable less in the loop.
   const ofs = slot - 2 * ft;
-  let bytes: u32 = 0;
+  // In the upper half those of frames that are left to copyLongFrames: one variable for both.
+  let bytes: u64 = 0;
   for (;;) {
     const to = ofs + 2 * ft;
     const was = loadSlot(to);
@@ -254,13 +252,9 @@ function copyRun(d: usize, kr: usize, me: u32, dst: u64, ft: usize, end: usize, 
     if (len > bufSize) break;
     const src: usize = load<u32>(ft, nm_bdg_fwd_src);
     const buf = base + idx * bufSize;
-    if (len > SHORT) {
-      if (len >= BULK) {
-        const later = ft + AHEAD * nm_bdg_fwd_size;
-        if (later < end) touch(load<u32>(later, nm_bdg_fwd_src), load<u16>(later, nm_bdg_fwd_len));
-        copyBulk(src, buf, len);
-      } else copyLong(src, buf, len);
-    } else copyFrame(src, buf, len);
+    if (len <= SHORT) copyFrame(src, buf, len);
+    else if (len < BULK) copyLong(src, buf, len);
+    else bytes += ((<u64>len) << 32) - len;
     // What was checked is what arrives, whatever the sender does meanwhile.
     if (hdr != 0) storeVnetHdr(buf, loadVnet(d, ft), hdr);
     storeSlot(to, len, 1 << NS_RFRAGS_SHIFT);
@@ -273,11 +267,30 @@ function copyRun(d: usize, kr: usize, me: u32, dst: u64, ft: usize, end: usize, 
       if (find(d, <u32>entry + hdr) != dst) break;
     } else if (load<u8>(ft, nm_bdg_fwd_flags) != FLOODED) break;
   }
+  if (bytes >> 32 != 0) copyLongFrames(kr, first, ft, ofs, hdr);
   const packets = <u32>(ft - first) / nm_bdg_fwd_size;
   bump(kr + kring_packets, packets);
   bump(kr + kring_slots, packets);
-  bump(kr + kring_bytes, bytes);
+  bump(kr + kring_bytes, <u32>bytes + <u32>(bytes >> 32));
   return ft;
+}
+
+/**
+ * Copies what `copyRun` left for it of a run: frames of at least BULK bytes, without their VirtIO headers. In a loop of its
+ * own, as a call, which `copyBulk` is, takes the registers from a loop's variables.
+ */
+function copyLongFrames(kr: usize, ft: usize, end: usize, ofs: usize, hdr: u32): void {
+  const base: usize = load<u32>(kr, kring_buf_base);
+  const bufSize = load<u32>(kr, kring_buf_size);
+  const bufs = load<u32>(kr, kring_num_bufs);
+  for (; ft != end; ft += nm_bdg_fwd_size) {
+    const len: u32 = load<u16>(ft, nm_bdg_fwd_len);
+    if (len < BULK) continue;
+    // Read again, so checked again: a receiver that changes slots it has not got yet spoils what it gets.
+    const idx = slotIdx(loadSlot(ofs + 2 * ft));
+    if (!bufValid(idx, bufs)) continue;
+    copyBulk(load<u32>(ft, nm_bdg_fwd_src) + hdr, base + idx * bufSize + hdr, len - hdr);
+  }
 }
 
 /** End of a batch: tells every receiver of it. */

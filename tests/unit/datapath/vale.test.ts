@@ -317,6 +317,32 @@ for (const [where, start] of STARTS) {
       }
     });
 
+    for (const vnetHdrLen of [0, 10, 12]) {
+      it(`R9: long and short frames in one run, header of ${vnetHdrLen}: each arrives whole, nothing else is written`, () => {
+        const { tx, rx } = make(2, { vnetHdrLen });
+        const { m } = rig;
+        for (const lengths of [
+          [1500, 60, 512, 511, 2048, 64, 65, 1514],
+          [60, 1500, 1500, 200, 513],
+          [600, 600, 600],
+        ]) {
+          const at = lengths.map((_, i) => rx[1]!.buf((rx[1]!.head + i) % 32));
+          for (const buf of at) m.u8.fill(0xaa, buf, buf + 2048);
+          const frames = lengths.map((len, i) => frame(mac(2), mac(1), len - vnetHdrLen, i, vnetHdrLen));
+          for (const f of frames) tx[0]!.put(f);
+          tx[0]!.publish();
+          assert.equal(rig.serve(), frames.length);
+          assert.deepEqual(
+            rx[1]!.receive(),
+            frames.map((f) => [f]),
+          );
+          for (const [i, buf] of at.entries()) {
+            for (let k = lengths[i]!; k < 2048; k++) assert.equal(m.u8[buf + k], 0xaa, `frame ${i}, byte ${k}`);
+          }
+        }
+      });
+    }
+
     it('uses the ring with the sender’s number, modulo the receiver’s rings; floods go to ring 0', () => {
       rig = learnedRig(start, [{ txRings: 5, rxRings: 2 }, { rxRings: 3 }]);
       const [a, b] = rig.ports;
