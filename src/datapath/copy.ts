@@ -51,6 +51,11 @@ export function copyLong(src: usize, dst: usize, len: u32): void {
   copy64(last, last + over);
 }
 
+/** Loads a byte of every line of a frame, so that they are on their way here while something else is done. */
+export function touch(src: usize, len: u32): void {
+  for (const end = src + len; src < end; src += 64) load<u8>(src);
+}
+
 /** Copies any number of bytes between any addresses that do not overlap. */
 export function copyBytes(src: usize, dst: usize, len: u32): void {
   if (len < 64) {
@@ -111,7 +116,12 @@ function copy64(src: usize, dst: usize): void {
 
 function copyShort(src: usize, dst: usize, len: u32): void {
   const end = src + len;
-  for (; src + 16 <= end; src += 16, dst += 16) v128.store(dst, v128.load(src));
+  if (len >= 16) {
+    for (const last = end - 16; src < last; src += 16, dst += 16) v128.store(dst, v128.load(src));
+    const over = end - 16 - src;
+    v128.store(dst + over, v128.load(src + over));
+    return;
+  }
   for (; src != end; src++, dst++) store<u8>(dst, load<u8>(src));
 }
 
